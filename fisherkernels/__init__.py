@@ -1,0 +1,1 @@
+"""Fused kernels and forward-computed derivatives for Fisher-divergence auto-encoders."""
