@@ -1,0 +1,38 @@
+// fisherkernels._native: what was built, and which vector instructions the CPU kernels run with here.
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "build_facts.h"
+
+namespace py = pybind11;
+
+namespace {
+
+py::dict build_facts() {
+  py::dict facts;
+  facts["libraries"] = py::str(BUILD_LIBRARIES).attr("split")();
+  facts["torch"] = BUILD_TORCH_VERSION;
+  facts["compiler"] = BUILD_COMPILER;
+  facts["cuda_toolkit"] = BUILD_CUDA_TOOLKIT;
+  facts["cuda_archs"] = py::str(BUILD_CUDA_ARCHS).attr("split")();
+  facts["cuda_missing"] = BUILD_CUDA_MISSING;
+  return facts;
+}
+
+// The order in which the clones of csrc/cpu are tried when the library is loaded.
+std::string vector_isa() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f")) return "AVX-512";
+  if (__builtin_cpu_supports("avx2")) return "AVX2";
+#endif
+  return "baseline";
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.def("build_facts", &build_facts, "What this build holds: libraries, torch, compiler, CUDA toolkit and archs.");
+  m.def("vector_isa", &vector_isa, "The vector instructions the CPU kernels' clones run with on this machine.");
+}
