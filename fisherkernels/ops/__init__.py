@@ -1,0 +1,23 @@
+"""Fused operators: `fisherkernels.ops.NAME` checks its arguments and calls `torch.ops.fisherkernels.NAME`.
+
+Every operator has a native CPU kernel, a native CUDA kernel and a PyTorch twin; the twin runs wherever
+no native library is loaded. Each is differentiable once.
+"""
+
+from fisherkernels.ops._library import BackendStatus, backends, load_libraries, use_twins
+from fisherkernels.ops.gaussian_score import gaussian_score
+from fisherkernels.ops.half_squared_norm import half_squared_norm
+from fisherkernels.ops.posterior_residual import posterior_residual
+from fisherkernels.ops.stability_cotangent import stability_cotangent
+
+load_libraries()
+
+__all__ = [
+    "BackendStatus",
+    "backends",
+    "gaussian_score",
+    "half_squared_norm",
+    "posterior_residual",
+    "stability_cotangent",
+    "use_twins",
+]

@@ -1,0 +1,46 @@
+"""What the Autograd kernels of all operators share."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def needs_graph(*tensors: Tensor | None) -> bool:
+    """True where autograd would record a call with these arguments."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def below_autograd(op, *args):
+    """Calls an operator's device kernel, past its Autograd kernel."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
+class _RefuseSecond(torch.autograd.Function):
+    """Identity on the first `count` tensors, in a graph with all of them; its own backward is an error."""
+
+    @staticmethod
+    def forward(ctx, name, count, *tensors):
+        ctx.name = name
+        return tensors[:count]
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError(
+            f"fisherkernels::{ctx.name} is differentiable once: its gradient, computed with "
+            "create_graph=True, was differentiated again. fisherkernels.reference can be differentiated twice."
+        )
+
+
+def single_backward(
+    name: str, mask: Sequence[bool], grads: Sequence[Tensor], sources: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """Gradients as autograd wants them: None where not asked for, and an error if differentiated again.
+
+    `sources` are the tensors that the gradients were computed from.
+    """
+    if torch.is_grad_enabled():
+        sources = [t for t in sources if t is not None]
+        grads = _RefuseSecond.apply(name, len(grads), *grads, *sources)
+    return tuple(grad if wanted else None for grad, wanted in zip(grads, mask, strict=True))
