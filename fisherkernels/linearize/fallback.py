@@ -1,0 +1,90 @@
+"""Derivatives of what no rule covers, by torch.func: exact, differentiable once more, one pass per vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+class Fallback:
+    """``function(*inputs) -> (value, aux)`` linearised by ``torch.func.vjp``: the pullback keeps what one evaluation drew."""
+
+    def __init__(self, function: Callable[..., tuple[Any, Any]], inputs: tuple[Tensor, ...]):
+        self.inputs = inputs
+        self.value, self.pullback, self.aux = torch.func.vjp(function, *inputs, has_aux=True)
+
+    def vjp(self, cotangent: Any, stacked: bool) -> tuple[Tensor, ...]:
+        """One cotangent per input; parts of a tuple value that nothing used come as None."""
+        if not isinstance(cotangent, Tensor):
+            given = next(c for c in cotangent if c is not None)
+            front = given.shape[:1] if stacked else ()
+            pairs = zip(cotangent, self.value, strict=True)
+            cotangent = tuple(given.new_zeros((*front, *v.shape)) if c is None else c for c, v in pairs)
+        return _loop(self._pull, cotangent, self.inputs) if stacked else self._pull(cotangent)
+
+    def jvp(self, tangents: tuple[Tensor | None, ...], stacked: bool) -> Any:
+        """J t is the transpose of the pullback, which is linear in the cotangent."""
+        given = next(t for t in tangents if t is not None)
+        front = given.shape[:1] if stacked else ()
+        pairs = zip(tangents, self.inputs, strict=True)
+        tangents = tuple(x.new_zeros((*front, *x.shape)) if t is None else t for t, x in pairs)
+        like = _map(torch.zeros_like, self.value)
+        _, push = torch.func.vjp(self._pull, like)
+        return _loop(lambda t: push(t)[0], tangents, like) if stacked else push(tangents)[0]
+
+    def _pull(self, cotangent: Any) -> tuple[Tensor, ...]:
+        if not isinstance(cotangent, Tensor):
+            cotangent = type(self.value)(cotangent)
+        return self.pullback(cotangent)
+
+
+def module_function(
+    module: nn.Module, parameters: dict[str, Tensor]
+) -> Callable[..., tuple[Any, dict[str, Tensor]]]:
+    """The module as a function of its inputs; it works on copies of the buffers and returns them beside the value."""
+
+    def call(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
+        buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+        plain = [
+            (m, name, t) for m in module.modules() for name, t in vars(m).items() if isinstance(t, Tensor)
+        ]
+        value = functional_call(module, {**parameters, **buffers}, args, kwargs)
+        for (
+            m,
+            name,
+            t,
+        ) in plain:  # a hook (torch.nn.utils.weight_norm) would leave torch.func's wrapper in the module
+            setattr(m, name, t)
+        return value, buffers
+
+    return call
+
+
+def store_buffers(module: nn.Module, buffers: dict[str, Tensor]) -> None:
+    """Running statistics as the one evaluation left them."""
+    with torch.no_grad():
+        for name, buffer in module.named_buffers():
+            buffer.copy_(buffers[name])
+
+
+def _map(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    return function(value) if isinstance(value, Tensor) else tuple(map(function, value))
+
+
+def _loop(function: Callable[[Any], Any], stack: Any, like: Any) -> Any:
+    """``function`` over the members of a stack (a tensor or a tuple of such); an empty stack gives zeros shaped as ``like``."""
+    members = (
+        list(stack.unbind())
+        if isinstance(stack, Tensor)
+        else list(zip(*(s.unbind() for s in stack), strict=True))
+    )
+    if not members:
+        return _map(lambda v: v.new_zeros((0, *v.shape)), like)
+    results = [function(member) for member in members]
+    if isinstance(results[0], Tensor):
+        return torch.stack(results)
+    return tuple(torch.stack(parts) for parts in zip(*results, strict=True))

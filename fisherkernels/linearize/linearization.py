@@ -1,0 +1,329 @@
+"""The value of a network at a point together with its linear map there, computed forward by explicit rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .fallback import Fallback, module_function, store_buffers
+from .plan import Plan, Ref, Step, holds, plan_of, submodule
+from .rules import MODULES, RULES
+from .wrappers import refuse_distributed
+
+_FALLBACK_NAME = "fallback (torch.func)"
+
+
+def linearize(
+    net: nn.Module, x: Tensor, *, parameters: dict[str, Tensor] | None = None, batch_statistics: str = "batch"
+) -> Linearization:
+    r"""Evaluate ``net`` at ``x`` once and keep its Jacobian :math:`J = \partial net / \partial x` as a linear map.
+
+    The map is computed by one explicit rule per layer in ordinary tensor operations, so that whatever is built from ``value``,
+    ``vjp`` and ``jvp`` trains with a single first-order ``backward()``: no double backward, and one graph for torch.compile.
+    Layers without a rule are differentiated by ``torch.func``; a warning names them and ``rules`` shows them.
+
+    Args:
+        net: any module whose forward takes one tensor and returns a tensor or a tuple of tensors. Its train/eval mode counts:
+            dropout masks are drawn once, running statistics are updated once.
+        x: [N, ...] floating point.
+        parameters: tensors that stand in for the module's own, by their names in ``net.named_parameters()``; the rest stay.
+        batch_statistics: "batch": BatchNorm in train mode couples the samples, and ``vjp`` is what ``autograd.grad`` of the batch sum
+            gives. "frozen": the batch statistics count as constants of the linear map (the value is the same).
+
+    Returns:
+        A :class:`Linearization`.
+
+    Raises:
+        TypeError: ``net`` is no module or a DDP/FSDP wrapper, or ``x`` no floating point tensor.
+        ValueError: an unknown ``batch_statistics`` or parameter name, or frozen statistics in a layer that no rule covers.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> x, c = torch.randn(5, 3), torch.randn(5, 2)
+        >>> lin = linearize(net, x)
+        >>> torch.allclose(lin.vjp(c), torch.func.vjp(net, x)[1](c)[0], atol=1e-6)
+        True
+    """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
+    refuse_distributed(net, "net")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(
+            f"x: expected a floating point tensor, got {x.dtype}; scale integer images to floats first"
+        )
+    if batch_statistics not in ("batch", "frozen"):
+        raise ValueError(f'batch_statistics: expected "batch" or "frozen", got {batch_statistics!r}')
+    plan = plan_of(net)
+    if torch.compiler.is_compiling():
+        holds(net, plan)  # each look becomes a guard: train(), eval() or a changed layer compiles anew
+    return Linearization(net, x, plan, parameters, batch_statistics == "frozen")
+
+
+class Linearization:
+    """``value``, and the linear map there; made by :func:`linearize`.
+
+    Attributes:
+        value: net(x), a tensor or a tuple of tensors.
+        rules: module path or operation name -> name of the rule that differentiates it, or "fallback (torch.func)".
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        x: Tensor,
+        plan: Plan,
+        parameters: dict[str, Tensor] | None = None,
+        frozen: bool = False,
+    ):
+        self._net, self._plan, self._frozen = net, plan, frozen
+        self._parameters = _checked(net, parameters)
+        self._input = x
+        self._saved: list[Any] = []
+        values: list[Any] = [x]
+        for step in plan.steps:
+            value, saved = self._run(step, values)
+            values.append(value)
+            self._saved.append(saved)
+        self.value = _resolve(plan.output, values)
+        self._whole = isinstance(plan.output, Ref) and not isinstance(
+            self.value, Tensor
+        )  # a tuple made by one step
+
+    @property
+    def rules(self) -> dict[str, str]:
+        return {
+            step.name or type(self._net).__name__: _FALLBACK_NAME if step.rule == "fallback" else step.rule
+            for step in self._plan.steps
+            if any(slot >= 0 for slot in step.slots)
+        }
+
+    def vjp(self, cotangent: Tensor | tuple[Tensor, ...]) -> Tensor:
+        """J^T c, shape of x; for a stack c [K, *value.shape] (a tuple of such where the value is a tuple) [K, *x.shape].
+
+        Raises:
+            TypeError: not a tensor (a tuple of tensors where the value is one).
+            ValueError: the shape is neither the value's nor a stack of it.
+        """
+        stacked = _stacked("cotangent", cotangent, self.value)
+        cotangents: list[Any] = [None] * (len(self._plan.steps) + 1)
+        self._seed(cotangents, cotangent)
+        for i in range(len(self._plan.steps) - 1, -1, -1):
+            step, received = self._plan.steps[i], cotangents[i + 1]
+            if received is None or not step.slots:
+                continue
+            cotangents[i + 1] = None  # frees it
+            self._pull(step, self._saved[i], received, stacked, cotangents)
+        if cotangents[0] is None:
+            given = cotangent if isinstance(cotangent, Tensor) else cotangent[0]
+            return self._input.new_zeros(((given.shape[0],) if stacked else ()) + tuple(self._input.shape))
+        return cotangents[0]
+
+    def jvp(self, tangent: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """J t, shape of value; for a stack t [K, *x.shape] [K, *value.shape].
+
+        Raises:
+            TypeError: not a tensor.
+            ValueError: the shape is neither x's nor a stack of it.
+        """
+        stacked = _stacked("tangent", tangent, self._input)
+        tangents: list[Any] = [tangent]
+        for step, saved in zip(self._plan.steps, self._saved, strict=True):
+            operands = tuple(tangents[slot] if slot >= 0 else None for slot in step.slots)
+            if all(t is None for t in operands):
+                tangents.append(None)
+            elif step.rule == "fallback":
+                tangents.append(saved.jvp(operands, stacked))
+            elif saved[0] == "item":
+                tangents.append(operands[0][saved[1]])
+            else:
+                tangents.append(RULES[step.rule].jvp(saved[1], operands, stacked))
+        front = (tangent.shape[0],) if stacked else ()
+
+        def part(ref: Ref, value: Any) -> Any:
+            t = tangents[ref.index]
+            return value.new_zeros((*front, *value.shape)) if t is None else t
+
+        if isinstance(self._plan.output, Ref):
+            return part(self._plan.output, self.value)
+        return tuple(part(ref, value) for ref, value in zip(self._plan.output, self.value, strict=True))
+
+    def _run(self, step: Step, values: list[Any]) -> tuple[Any, Any]:
+        """The value of a step and what its products need."""
+        args, kwargs = _resolve(step.args, values), _resolve(step.kwargs, values)
+        if step.rule == "evaluate":
+            return self._evaluate(step, args, kwargs), None
+        if step.rule == "fallback":
+            return self._fall_back(step, values)
+        if step.rule == "slice" and isinstance(args[0], (tuple, list)):
+            return args[0][args[1]], ("item", args[1], len(args[0]))
+        rule = RULES[step.rule]
+        if step.kind == "module":
+            module = submodule(self._net, step.target)
+            args = args + tuple(MODULES[type(module)].arguments(module, self._reader(step.target)))
+        if rule.uses_batch_statistics:
+            kwargs = {**kwargs, "frozen": self._frozen}
+        value, saved = rule.forward(*args, **kwargs)
+        return value, ("rule", saved)
+
+    def _evaluate(self, step: Step, args: tuple, kwargs: dict) -> Any:
+        """A step whose result does not depend on the input, or carries no derivative of it."""
+        if step.kind == "constant":
+            return step.target
+        if step.kind == "attribute":
+            path, _, name = step.target.rpartition(".")
+            return self._reader(path)(name)
+        if step.kind == "module":
+            module = submodule(self._net, step.target)
+            return torch.func.functional_call(module, self._parameters_of(step.target), args, kwargs)
+        if step.kind == "method":
+            return getattr(args[0], step.target)(*args[1:], **kwargs)
+        return step.target(*args, **kwargs)
+
+    def _fall_back(self, step: Step, values: list[Any]) -> tuple[Any, Fallback]:
+        slots = tuple(dict.fromkeys(step.slots))
+        module = submodule(self._net, step.target) if step.kind == "module" else None
+        if module is not None:
+            self._refuse_frozen(module, step)
+            function = module_function(module, self._parameters_of(step.target))
+        elif step.kind == "method":
+            function = _with_aux(
+                lambda first, *rest, **options: getattr(first, step.target)(*rest, **options)
+            )
+        else:
+            function = _with_aux(step.target)
+
+        def of_active(*active: Tensor) -> tuple[Any, Any]:
+            local = list(values)
+            for slot, value in zip(slots, active, strict=True):
+                local[slot] = value
+            return function(*_resolve(step.args, local), **_resolve(step.kwargs, local))
+
+        fallback = Fallback(of_active, tuple(values[slot] for slot in slots))
+        if module is not None:
+            store_buffers(module, fallback.aux)
+        return fallback.value, fallback
+
+    def _refuse_frozen(self, module: nn.Module, step: Step) -> None:
+        if not self._frozen:
+            return
+        for name, part in module.named_modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training:
+                path = ".".join(p for p in (step.target, name) if p)
+                raise ValueError(
+                    f'batch_statistics="frozen": {path or type(part).__name__} in train mode has no rule'
+                )
+
+    def _pull(self, step: Step, saved: Any, cotangent: Any, stacked: bool, cotangents: list[Any]) -> None:
+        """Add the cotangents of a step's operands to those of the values they are."""
+        if step.rule == "fallback":
+            slots = tuple(dict.fromkeys(step.slots))
+            results = saved.vjp(cotangent, stacked)
+        elif saved[0] == "item":
+            _, item, size = saved
+            parts = cotangents[step.slots[0]] or [None] * size
+            parts[item] = _sum(parts[item], cotangent)
+            cotangents[step.slots[0]] = parts
+            return
+        else:
+            slots = step.slots
+            results = RULES[step.rule].vjp(saved[1], cotangent, stacked, tuple(slot >= 0 for slot in slots))
+        for slot, result in zip(slots, results, strict=True):
+            if slot >= 0:
+                cotangents[slot] = _sum(cotangents[slot], result)
+
+    def _seed(self, cotangents: list[Any], cotangent: Any) -> None:
+        output = self._plan.output
+        if isinstance(output, Ref):
+            cotangents[output.index] = list(cotangent) if self._whole else cotangent
+            return
+        for ref, c in zip(output, cotangent, strict=True):
+            cotangents[ref.index] = _sum(cotangents[ref.index], c)
+
+    def _reader(self, path: str) -> Callable[[str], Any]:
+        """Looks up a parameter (the given one, if any) or another attribute of the module at ``path``."""
+        module = submodule(self._net, path)
+
+        def read(name: str) -> Any:
+            if self._parameters:
+                full = self._plan.names.get(f"{path}.{name}" if path else name)
+                if full in self._parameters:
+                    return self._parameters[full]
+            return getattr(module, name)
+
+        return read
+
+    def _parameters_of(self, path: str) -> dict[str, Tensor]:
+        """The given parameters of one submodule, by their names inside it."""
+        prefix = f"{path}." if path else ""
+        return {
+            name[len(prefix) :]: self._parameters[full]
+            for name, full in self._plan.names.items()
+            if name.startswith(prefix) and full in self._parameters
+        }
+
+
+def _checked(net: nn.Module, parameters: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    if not parameters:
+        return {}
+    own = dict(net.named_parameters())
+    for name, value in parameters.items():
+        if name not in own:
+            raise ValueError(
+                f"parameters: {name!r} is no parameter of {type(net).__name__}; it has {', '.join(own)}"
+            )
+        if value.shape != own[name].shape:
+            raise ValueError(
+                f"parameters: {name!r} expected shape {tuple(own[name].shape)}, got {tuple(value.shape)}"
+            )
+    return parameters
+
+
+def _with_aux(function: Callable[..., Any]) -> Callable[..., tuple[Any, dict]]:
+    return lambda *args, **kwargs: (function(*args, **kwargs), {})
+
+
+def _sum(a: Tensor | None, b: Tensor) -> Tensor:
+    return b if a is None else a + b
+
+
+def _resolve(spec: Any, values: list[Any]) -> Any:
+    """Arguments with every Ref replaced by its value."""
+    if isinstance(spec, Ref):
+        return values[spec.index]
+    if isinstance(spec, tuple):
+        return tuple(_resolve(part, values) for part in spec)
+    if isinstance(spec, list):
+        return [_resolve(part, values) for part in spec]
+    if isinstance(spec, dict):
+        return {key: _resolve(part, values) for key, part in spec.items()}
+    if isinstance(spec, slice):
+        return slice(_resolve(spec.start, values), _resolve(spec.stop, values), _resolve(spec.step, values))
+    return spec
+
+
+def _stacked(argument: str, given: Any, like: Any) -> bool:
+    """Whether ``given`` is a stack of things shaped as ``like``; a ValueError when it is neither that nor such a thing."""
+    if isinstance(like, Tensor):
+        if not isinstance(given, Tensor):
+            raise TypeError(f"{argument}: expected a tensor, got {type(given).__name__}")
+        if given.shape == like.shape:
+            return False
+        if given.shape[1:] == like.shape and given.dim() > 0:
+            return True
+        shape = ", ".join(map(str, like.shape))
+        raise ValueError(
+            f"{argument}: expected shape [{shape}] or a stack [K, {shape}], got {list(given.shape)}"
+        )
+    if not isinstance(given, (tuple, list)) or len(given) != len(like):
+        raise TypeError(f"{argument}: expected a tuple of {len(like)} tensors, got {type(given).__name__}")
+    kinds = {
+        _stacked(f"{argument}[{i}]", g, part) for i, (g, part) in enumerate(zip(given, like, strict=True))
+    }
+    if len(kinds) > 1:
+        raise ValueError(f"{argument}: expected all parts single or all parts stacked, got a mixture")
+    return kinds.pop()

@@ -1,0 +1,117 @@
+"""The plan of a network: the order of its operations in plain Python values, and when it has to be made again."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+
+class Ref(NamedTuple):
+    """The value of an earlier step (or of the input, index 0) as an argument."""
+
+    index: int
+
+
+class Step(NamedTuple):
+    """One operation. ``rule`` is a rule's name, or "fallback" (torch.func), or "evaluate" (does not depend on the input)."""
+
+    name: str  # module path or operation name, as shown by Linearization.rules
+    kind: str  # "module", "function", "method" or "attribute"
+    target: Any  # module path, function, method name or attribute path
+    rule: str
+    args: tuple
+    kwargs: dict
+    slots: tuple  # one index per operand that may depend on the input, -1 where it does not
+
+
+class Module(NamedTuple):
+    """What the plan took for granted about one module."""
+
+    path: str
+    kind: type
+    training: bool
+    children: tuple[str, ...]
+    hooked: bool
+    scalars: tuple[
+        tuple[str, Any], ...
+    ]  # attributes that Python control flow or constants of the forward may have used
+
+
+class Plan(NamedTuple):
+    steps: tuple[Step, ...]
+    output: Any  # Ref, or a tuple of such
+    modules: tuple[Module, ...]
+    names: dict[str, str]  # parameter name -> the name under which named_parameters lists it (tied weights)
+
+
+_PLANS: weakref.WeakKeyDictionary[nn.Module, Plan] = weakref.WeakKeyDictionary()
+
+
+def submodule(net: nn.Module, path: str) -> nn.Module:
+    """``net.get_submodule(path)`` in the form that torch.compile follows with guards."""
+    module = net
+    if path:
+        for name in path.split("."):
+            module = getattr(module, name)
+    return module
+
+
+def hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def scalars(module: nn.Module) -> tuple[tuple[str, Any], ...]:
+    """Plain attributes of a user's module, which tracing turns into constants."""
+    if type(module).__module__.startswith("torch.nn"):
+        return ()
+    return tuple(
+        (name, value)
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and name != "training"
+        and (value is None or isinstance(value, (bool, int, float, str)))
+    )
+
+
+def holds(net: nn.Module, plan: Plan) -> bool:
+    """Whether everything that the plan took for granted is still so. Under torch.compile every look becomes a guard."""
+    for seen in plan.modules:
+        module = submodule(net, seen.path)
+        if (
+            type(module) is not seen.kind
+            or module.training != seen.training
+            or tuple(module._modules) != seen.children
+            or hooked(module) != seen.hooked
+        ):
+            return False
+        for name, value in seen.scalars:
+            if getattr(module, name) != value:
+                return False
+    return True
+
+
+@torch.compiler.assume_constant_result
+def plan_of(net: nn.Module) -> Plan:
+    """The plan of ``net`` as it is now; kept until train(), eval(), a replaced layer, a hook or a changed attribute."""
+    plan = _PLANS.get(net)
+    if plan is None or not _still(net, plan):
+        from .trace import make_plan
+
+        plan = make_plan(net)
+        _PLANS[net] = plan
+    return plan
+
+
+def _still(net: nn.Module, plan: Plan) -> bool:
+    try:
+        return holds(net, plan)
+    except AttributeError:  # a module or attribute is gone
+        return False

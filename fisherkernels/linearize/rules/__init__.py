@@ -1,0 +1,12 @@
+"""One small rule per layer, in its module and functional forms."""
+
+from __future__ import annotations
+
+from . import activation, arithmetic, batchnorm, conv, linear, resample, shape
+
+_FILES = (linear, conv, batchnorm, activation, resample, shape, arithmetic)
+
+RULES = {name: rule for file in _FILES for name, rule in file.RULES.items()}
+FUNCTIONS = {function: name for file in _FILES for function, name in file.FUNCTIONS.items()}
+METHODS = {method: name for file in _FILES for method, name in file.METHODS.items()}
+MODULES = {kind: entry for file in _FILES for kind, entry in file.MODULES.items()}

@@ -1,0 +1,194 @@
+"""Elementwise activations: J is the diagonal a'(x). Where torch's own backward operation is differentiable again, it is the product."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .base import Layer, SymmetricRule
+
+aten = torch.ops.aten
+
+
+class ReLU(SymmetricRule):
+    """a' = [x > 0]."""
+
+    def forward(self, input: Tensor, inplace: bool = False):
+        value = torch.relu(input)
+        return value, (value,)
+
+    def apply(self, saved, t, stacked):
+        return aten.threshold_backward(t, saved[0].detach(), 0)
+
+
+class LeakyReLU(SymmetricRule):
+    """a' = 1 for x > 0, else the slope."""
+
+    def forward(self, input: Tensor, negative_slope: float = 0.01, inplace: bool = False):
+        return F.leaky_relu(input, negative_slope), (input, negative_slope)
+
+    def apply(self, saved, t, stacked):
+        input, negative_slope = saved
+        return aten.leaky_relu_backward(t, input.detach(), negative_slope, False)
+
+
+class ELU(SymmetricRule):
+    """a' = 1 for x > 0, else alpha exp(x)."""
+
+    def forward(self, input: Tensor, alpha: float = 1.0, inplace: bool = False):
+        return F.elu(input, alpha), (input, alpha)
+
+    def apply(self, saved, t, stacked):
+        input, alpha = saved
+        return aten.elu_backward(t, alpha, 1.0, 1.0, False, input)
+
+
+class SiLU(SymmetricRule):
+    """a' = s (1 + x (1 - s)), s = sigmoid(x)."""
+
+    def forward(self, input: Tensor, inplace: bool = False):
+        return F.silu(input), (input,)
+
+    def apply(self, saved, t, stacked):
+        (input,) = saved
+        s = torch.sigmoid(input)
+        return t * (s * (1 + input * (1 - s)))
+
+
+class Softplus(SymmetricRule):
+    """a' = sigmoid(beta x), 1 above the threshold."""
+
+    def forward(self, input: Tensor, beta: float = 1.0, threshold: float = 20.0):
+        return F.softplus(input, beta, threshold), (input, beta, threshold)
+
+    def apply(self, saved, t, stacked):
+        input, beta, threshold = saved
+        return aten.softplus_backward(t, input, beta, threshold)
+
+
+class Sigmoid(SymmetricRule):
+    """a' = s (1 - s)."""
+
+    def forward(self, input: Tensor):
+        value = torch.sigmoid(input)
+        return value, (value,)
+
+    def apply(self, saved, t, stacked):
+        return aten.sigmoid_backward(t, saved[0])
+
+
+class Tanh(SymmetricRule):
+    """a' = 1 - tanh(x)^2."""
+
+    def forward(self, input: Tensor):
+        value = torch.tanh(input)
+        return value, (value,)
+
+    def apply(self, saved, t, stacked):
+        return aten.tanh_backward(t, saved[0])
+
+
+class Exp(SymmetricRule):
+    """a' = exp(x)."""
+
+    def forward(self, input: Tensor):
+        value = torch.exp(input)
+        return value, (value,)
+
+    def apply(self, saved, t, stacked):
+        return t * saved[0]
+
+
+class Neg(SymmetricRule):
+    """a' = -1."""
+
+    def forward(self, input: Tensor):
+        return -input, ()
+
+    def apply(self, saved, t, stacked):
+        return -t
+
+
+class Identity(SymmetricRule):
+    """a' = 1."""
+
+    def forward(self, input: Tensor, *args, **kwargs):
+        return input, ()
+
+    def apply(self, saved, t, stacked):
+        return t
+
+
+class Dropout(SymmetricRule):
+    """y = x m / (1 - p): the mask drawn for the value is the Jacobian's diagonal."""
+
+    def forward(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False):
+        if not training or p == 0.0:
+            return input, (None,)
+        mask = F.dropout(torch.ones_like(input), p, True)  # the same draw that F.dropout(input) makes
+        return input * mask, (mask,)
+
+    def apply(self, saved, t, stacked):
+        (mask,) = saved
+        return t if mask is None else t * mask
+
+
+RULES = {
+    "relu": ReLU(),
+    "leaky_relu": LeakyReLU(),
+    "elu": ELU(),
+    "silu": SiLU(),
+    "softplus": Softplus(),
+    "sigmoid": Sigmoid(),
+    "tanh": Tanh(),
+    "exp": Exp(),
+    "neg": Neg(),
+    "identity": Identity(),
+    "dropout": Dropout(),
+}
+FUNCTIONS = {
+    F.relu: "relu",
+    F.relu_: "relu",
+    torch.relu: "relu",
+    torch.relu_: "relu",
+    F.leaky_relu: "leaky_relu",
+    F.leaky_relu_: "leaky_relu",
+    F.elu: "elu",
+    F.elu_: "elu",
+    F.silu: "silu",
+    F.softplus: "softplus",
+    F.sigmoid: "sigmoid",
+    torch.sigmoid: "sigmoid",
+    F.tanh: "tanh",
+    torch.tanh: "tanh",
+    torch.exp: "exp",
+    torch.neg: "neg",
+    operator.neg: "neg",
+    F.dropout: "dropout",
+}
+METHODS = {
+    "relu": "relu",
+    "relu_": "relu",
+    "sigmoid": "sigmoid",
+    "sigmoid_": "sigmoid",
+    "tanh": "tanh",
+    "tanh_": "tanh",
+    "exp": "exp",
+    "neg": "neg",
+    "contiguous": "identity",
+    "clone": "identity",
+}
+MODULES = {
+    nn.ReLU: Layer("relu"),
+    nn.LeakyReLU: Layer("leaky_relu", lambda module, read: (module.negative_slope,)),
+    nn.ELU: Layer("elu", lambda module, read: (module.alpha,)),
+    nn.SiLU: Layer("silu"),
+    nn.Softplus: Layer("softplus", lambda module, read: (module.beta, module.threshold)),
+    nn.Sigmoid: Layer("sigmoid"),
+    nn.Tanh: Layer("tanh"),
+    nn.Identity: Layer("identity"),
+    nn.Dropout: Layer("dropout", lambda module, read: (module.p, module.training)),
+}

@@ -1,0 +1,96 @@
+"""Batch normalisation with batch statistics (train mode), running statistics (eval mode) and frozen batch statistics."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .base import Layer, SymmetricRule
+
+
+def _per_channel(v: Tensor, like: Tensor) -> Tensor:
+    return v.view(1, -1, *([1] * (like.dim() - 2)))  # [1, C, 1, ...]
+
+
+class BatchNorm(SymmetricRule):
+    """y = w (x - m) r + b per channel, r = 1/sqrt(v + eps).
+
+    Running statistics: J is the diagonal w r. Batch statistics of n values: J t = w r (t - mean(t) - x̂ mean(x̂ t)), x̂ = (x - m) r, which
+    is symmetric, so it serves for J^T too; it couples the samples of a batch, and a stack is the loop of its members. Frozen: the value is
+    the one with batch statistics, the linear map is w r with r held constant.
+    """
+
+    uses_batch_statistics = True
+
+    def forward(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+        *,
+        frozen: bool = False,
+    ):
+        if not training:
+            value = F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+            return value, (None, weight, None, torch.rsqrt(running_var + eps), eps)
+        if input.numel() == input.shape[1]:
+            raise ValueError(
+                f"BatchNorm in train mode expected more than one value per channel, got an input of size {tuple(input.shape)}"
+            )
+        value, mean, rstd = torch.native_batch_norm(
+            input, weight, bias, running_mean, running_var, True, momentum, eps
+        )
+        if frozen:
+            return value, (None, weight, None, rstd.detach(), eps)
+        return value, (input, weight, mean, rstd, eps)
+
+    def apply(self, saved, t, stacked):
+        input, weight, mean, rstd, eps = saved
+        if input is None:
+            scale = rstd if weight is None else rstd * weight
+            return t * _per_channel(scale, t[0] if stacked else t)
+        if stacked:
+            return (
+                torch.stack([self._couple(saved, member) for member in t.unbind()])
+                if len(t)
+                else torch.zeros_like(t)
+            )
+        return self._couple(saved, t)
+
+    @staticmethod
+    def _couple(saved, t: Tensor) -> Tensor:
+        input, weight, mean, rstd, eps = saved
+        return torch.ops.aten.native_batch_norm_backward(
+            t, input, weight, None, None, mean, rstd, True, eps, [True, False, False]
+        )[0]
+
+
+def _batch_norm(module, read):
+    momentum = 0.0 if module.momentum is None else module.momentum
+    if module.training and module.track_running_stats and module.num_batches_tracked is not None:
+        module.num_batches_tracked.add_(1)
+        if module.momentum is None:  # cumulative average
+            momentum = 1.0 / float(module.num_batches_tracked)
+    batch = module.training or (module.running_mean is None and module.running_var is None)
+    update = not module.training or module.track_running_stats
+    return (
+        module.running_mean if update else None,
+        module.running_var if update else None,
+        read("weight"),
+        read("bias"),
+        batch,
+        momentum,
+        module.eps,
+    )
+
+
+RULES = {"batch_norm": BatchNorm()}
+FUNCTIONS = {F.batch_norm: "batch_norm"}
+METHODS: dict = {}
+MODULES = {nn.BatchNorm1d: Layer("batch_norm", _batch_norm), nn.BatchNorm2d: Layer("batch_norm", _batch_norm)}

@@ -1,0 +1,259 @@
+"""From a network to its plan: torch.fx names the operations, each is matched with a rule or with the torch.func fallback."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import warnings
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .plan import Module, Plan, Ref, Step, hooked, scalars
+from .rules import FUNCTIONS, METHODS, MODULES, RULES
+
+# Results of these do not carry a derivative, whatever their argument.
+_STATIC_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "layout"}
+_STATIC_METHODS = {
+    "size",
+    "dim",
+    "ndimension",
+    "numel",
+    "stride",
+    "detach",
+    "new_zeros",
+    "new_ones",
+    "new_tensor",
+}
+_STATIC_METHODS |= {"gt", "ge", "lt", "le", "eq", "ne", "argmax", "argmin", "sign", "get_device"}
+_STATIC_FUNCTIONS = {torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like, torch.rand_like}
+_STATIC_FUNCTIONS |= {
+    torch.randn_like,
+    torch.numel,
+    torch.argmax,
+    torch.argmin,
+    torch.sign,
+    torch.is_tensor,
+    len,
+}
+_STATIC_FUNCTIONS |= {operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne}
+_IN_PLACE_OPERATORS = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
+_TRACE_ERRORS = (
+    fx.proxy.TraceError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    NotImplementedError,
+    ValueError,
+    KeyError,
+)
+_TRACE_ERRORS += (IndexError, AssertionError, NameError)
+
+FALLBACK = "fallback"
+EVALUATE = "evaluate"
+
+
+class _Untraceable(Exception):
+    """The graph does not describe the forward: a reason to hand the whole module to torch.func."""
+
+
+class _Tracer(fx.Tracer):
+    """Leaves are modules with a rule, modules of torch.nn without one, hooked modules, and whatever cannot be traced by itself."""
+
+    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
+        if type(module) in MODULES or hooked(module):
+            return True
+        if super().is_leaf_module(module, path):  # torch.nn's own, containers aside
+            return True
+        if torch.nn.utils.parametrize.is_parametrized(module):
+            return True
+        return not _traceable(module)
+
+
+def _traceable(module: nn.Module) -> bool:
+    try:
+        _graph(module)
+    except (*_TRACE_ERRORS, _Untraceable):
+        return False
+    return True
+
+
+def _graph(module: nn.Module) -> fx.Graph:
+    if hooked(module) or torch.nn.utils.parametrize.is_parametrized(module):
+        raise _Untraceable
+    tracer = _Tracer()
+    graph = tracer.trace(module)
+    held = {id(t) for t in (*module.parameters(), *module.buffers())}
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if node.op == "get_attr" and id(_attribute(tracer.root, node.target)) not in held:
+            raise _Untraceable  # a tensor made while tracing: perhaps a random one, which must be drawn anew at each call
+        if _in_place(node, module) and any(order[user] > order[node] for user in node.args[0].users):
+            raise _Untraceable  # the changed operand is read again afterwards
+    return graph
+
+
+def _attribute(root: Any, path: str) -> Any:
+    for name in path.split("."):
+        root = getattr(root, name)
+    return root
+
+
+def _in_place(node: fx.Node, root: nn.Module) -> bool:
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    if node.op == "call_module":
+        return bool(getattr(root.get_submodule(node.target), "inplace", False))
+    if node.op == "call_method":
+        return node.target.endswith("_") and not node.target.endswith("__")
+    if node.op == "call_function":
+        return node.target in _IN_PLACE_OPERATORS or bool(node.kwargs.get("inplace", False))
+    return False
+
+
+def make_plan(net: nn.Module) -> Plan:
+    """The plan of ``net``; one warning names the modules and operations that go through torch.func."""
+    try:
+        steps, output = _steps(net, _graph(net))
+    except (*_TRACE_ERRORS, _Untraceable):
+        steps = (Step("", "module", "", FALLBACK, (Ref(0),), {}, (0,)),)
+        output = Ref(1)
+    slow = [step.name or type(net).__name__ for step in steps if step.rule == FALLBACK]
+    if slow:
+        warnings.warn(
+            f"fisherkernels.linearize: no rule for {', '.join(slow)} of {type(net).__name__}; torch.func differentiates there "
+            "(correct, slower, and not inside torch.compile's full graph)",
+            stacklevel=2,
+        )
+    canonical = {id(p): name for name, p in net.named_parameters()}
+    names = {name: canonical[id(p)] for name, p in net.named_parameters(remove_duplicate=False)}
+    modules = tuple(
+        Module(path, type(m), m.training, tuple(m._modules), hooked(m), scalars(m))
+        for path, m in net.named_modules(remove_duplicate=False)
+    )
+    return Plan(steps, output, modules, names)
+
+
+def _steps(net: nn.Module, graph: fx.Graph) -> tuple[tuple[Step, ...], Any]:
+    index: dict[fx.Node, int] = {}
+    active: set[int] = set()
+    steps: list[Step] = []
+    output: Any = None
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            if not index:
+                index[node] = 0
+                active.add(0)
+            elif node.args:  # a further argument of forward, at its default
+                index[node] = _append(steps, Step(node.name, "constant", node.args[0], EVALUATE, (), {}, ()))
+            else:
+                raise _Untraceable
+        elif node.op == "output":
+            output = _spec(node.args[0], index)
+            if not _is_tensor_or_tuple(output):
+                raise _Untraceable
+        else:
+            step = _step(net, node, index, active)
+            index[node] = _append(steps, step)
+            if step.slots and any(slot >= 0 for slot in step.slots):
+                active.add(index[node])
+    return tuple(steps), output
+
+
+def _append(steps: list[Step], step: Step) -> int:
+    steps.append(step)
+    return len(steps)  # step i makes value i + 1
+
+
+def _is_tensor_or_tuple(output: Any) -> bool:
+    if isinstance(output, Ref):
+        return True
+    return type(output) is tuple and all(isinstance(part, Ref) for part in output)
+
+
+def _spec(arg: Any, index: dict[fx.Node, int]) -> Any:
+    """fx arguments with every node replaced by a Ref."""
+    if isinstance(arg, fx.Node):
+        return Ref(index[arg])
+    if isinstance(arg, (tuple, list)):
+        parts = [_spec(part, index) for part in arg]
+        return parts if isinstance(arg, list) else tuple(parts)
+    if isinstance(arg, dict):
+        return {key: _spec(value, index) for key, value in arg.items()}
+    if isinstance(arg, slice):
+        return slice(_spec(arg.start, index), _spec(arg.stop, index), _spec(arg.step, index))
+    return arg
+
+
+def _active_refs(spec: Any, active: set[int]) -> list[int]:
+    if isinstance(spec, Ref):
+        return [spec.index] if spec.index in active else []
+    if isinstance(spec, (tuple, list)):
+        return [i for part in spec for i in _active_refs(part, active)]
+    if isinstance(spec, dict):
+        return [i for part in spec.values() for i in _active_refs(part, active)]
+    if isinstance(spec, slice):
+        return _active_refs((spec.start, spec.stop, spec.step), active)
+    return []
+
+
+_KINDS = {
+    "call_module": "module",
+    "call_function": "function",
+    "call_method": "method",
+    "get_attr": "attribute",
+}
+
+
+def _step(net: nn.Module, node: fx.Node, index: dict[fx.Node, int], active: set[int]) -> Step:
+    kind = _KINDS[node.op]
+    args, kwargs = _spec(tuple(node.args), index), _spec(dict(node.kwargs), index)
+    name = node.target if kind == "module" else node.name
+    used = _active_refs((args, kwargs), active)
+    if not used or _static(node):
+        return Step(name, kind, node.target, EVALUATE, args, kwargs, ())
+    rule = _rule(net, node)
+    if rule is not None:
+        slots = _slots(RULES[rule], args, active)
+        if _accepted(net, rule, node, args, kwargs) and sorted(i for i in slots if i >= 0) == sorted(used):
+            return Step(name, kind, node.target, rule, args, kwargs, slots)
+    return Step(name, kind, node.target, FALLBACK, args, kwargs, tuple(used))
+
+
+def _static(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in _STATIC_METHODS
+    if node.op == "call_function":
+        return node.target in _STATIC_FUNCTIONS or (
+            node.target is getattr and node.args[1] in _STATIC_ATTRIBUTES
+        )
+    return False
+
+
+def _rule(net: nn.Module, node: fx.Node) -> str | None:
+    if node.op == "call_module":
+        module = net.get_submodule(node.target)
+        return MODULES[type(module)].rule if type(module) in MODULES and not hooked(module) else None
+    if node.op == "call_method":
+        return METHODS.get(node.target)
+    if node.target is operator.getitem:
+        return "slice"
+    return FUNCTIONS.get(node.target)
+
+
+def _slots(rule, args: tuple, active: set[int]) -> tuple[int, ...]:
+    if not args:
+        return ()
+    return tuple(a.index if isinstance(a, Ref) and a.index in active else -1 for a in rule.slots(args))
+
+
+def _accepted(net: nn.Module, rule: str, node: fx.Node, args: tuple, kwargs: dict) -> bool:
+    if node.op == "call_module":
+        module = net.get_submodule(node.target)
+        return len(args) == 1 and not kwargs and MODULES[type(module)].accepts(module)
+    try:
+        inspect.signature(RULES[rule].forward).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return RULES[rule].accepts(*args, **kwargs)
