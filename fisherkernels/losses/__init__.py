@@ -1,0 +1,7 @@
+"""Losses of auto-encoders; each returns a :class:`LossOutput`."""
+
+from fisherkernels.losses.elbo import elbo_loss
+from fisherkernels.losses.fisher_ae import fisher_ae_loss
+from fisherkernels.losses.output import LossOutput
+
+__all__ = ["LossOutput", "elbo_loss", "fisher_ae_loss"]

@@ -1,0 +1,12 @@
+"""The losses as one writes them by hand: plain autograd, double backward, no rules and no kernels.
+
+Tests compare the library with these number by number, and benchmarks use them as the contender. They check no
+arguments. This is the only package in the library that uses ``create_graph``.
+"""
+
+from fisherkernels.reference.elbo import elbo_loss
+from fisherkernels.reference.fisher_ae import fisher_ae_loss
+from fisherkernels.reference.scores import decoder_score, stability
+from fisherkernels.reference.svgd import svgd
+
+__all__ = ["decoder_score", "elbo_loss", "fisher_ae_loss", "stability", "svgd"]
