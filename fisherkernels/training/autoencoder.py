@@ -1,0 +1,179 @@
+"""What the auto-encoders' LightningModules share: the steps, their noise, the logs and the optimiser."""
+
+import math
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MeanSquaredError
+
+from fisherkernels.losses import LossOutput
+from fisherkernels.losses.checks import split_posterior
+from fisherkernels.training import seeds
+from fisherkernels.training.errors import NonFiniteLossError
+
+
+class AutoEncoder(pl.LightningModule):
+    """Base of :class:`FisherAE` and :class:`VAE`; subclasses define ``loss`` and ``draw_latent``.
+
+    Args:
+        encoder: x [N, ...] -> [N, 2 d] = (mean, log_std), or that pair.
+        decoder: z [N, d] -> x's shape.
+        latent_dim: d.
+        num_samples: L, Monte-Carlo samples of z per data point.
+        variance: start value of the decoder's variance, one scalar for all pixels.
+        learn_variance: learn it, as a log-variance with its own learning rate.
+        learning_rate: of the encoder, the decoder and the prior.
+        variance_learning_rate: of the log-variance.
+        betas: of Adam.
+        seed: the noise of a step is a function of (seed, step, rank).
+
+    Every logged term is a sum over pixels (or latent dimensions) and a mean over the samples of the batch.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        latent_dim: int,
+        *,
+        num_samples: int,
+        variance: float,
+        learn_variance: bool,
+        learning_rate: float,
+        variance_learning_rate: float,
+        betas: tuple[float, float],
+        seed: int,
+    ):
+        super().__init__()
+        for name, value in (("latent_dim", latent_dim), ("num_samples", num_samples)):
+            if value < 1:
+                raise ValueError(f"{name}: expected an int >= 1, received {value}")
+        for name, value in (
+            ("variance", variance),
+            ("learning_rate", learning_rate),
+            ("variance_learning_rate", variance_learning_rate),
+        ):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name}: expected a finite number > 0, received {value}")
+        self.encoder = encoder
+        self.decoder = decoder
+        self.latent_dim = latent_dim
+        self.num_samples = num_samples
+        self.learn_variance = learn_variance
+        self.learning_rate = learning_rate
+        self.variance_learning_rate = variance_learning_rate
+        self.betas = tuple(betas)
+        self.seed = seed
+        self.log_variance = nn.Parameter(torch.tensor(math.log(variance)), requires_grad=learn_variance)
+        self.test_mse = MeanSquaredError()
+        self.test_bce = MeanMetric()
+
+    def loss(self, x: Tensor, noise: Tensor) -> LossOutput:
+        """The loss of a batch; noise [L, N, d] is standard normal."""
+        raise NotImplementedError
+
+    def draw_latent(self, n: int, generator: torch.Generator | None) -> Tensor:
+        """n latent vectors [n, d] from the prior, on the module's device."""
+        raise NotImplementedError
+
+    @property
+    def variance(self) -> Tensor:
+        """The decoder's variance, 0-d."""
+        return self.log_variance.exp()
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log_std of q(z|x), each [N, d]."""
+        return split_posterior(self.encoder(x), x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The mean of p(x|z), of x's shape."""
+        return self.decoder(z)
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """x decoded from the posterior mean, of x's shape. Call ``eval()`` first when the nets hold BatchNorm."""
+        return self.decode(self.encode(x)[0])
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n images, decoded from the prior. Call ``eval()`` first when the nets hold BatchNorm."""
+        return self.decode(self.draw_latent(n, generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.reconstruct(x)
+
+    def on_train_batch_start(self, batch, batch_idx: int) -> None:
+        # Layers that draw (Dropout) use the global stream: it too starts from (seed, step, rank).
+        torch.manual_seed(seeds.fold_seed(*self._stream(seeds.TRAIN, batch_idx), 1))
+
+    def training_step(self, batch, batch_idx: int) -> Tensor:
+        loss, terms = self._step(batch[0], seeds.TRAIN, batch_idx)
+        self.log("train/loss", loss.detach(), prog_bar=True, logger=False)
+        self._log_training_terms(loss, terms, batch_idx)
+        return loss
+
+    def validation_step(self, batch, batch_idx: int) -> None:
+        self._evaluation_step("val", batch[0], seeds.VALIDATION, batch_idx)
+
+    def test_step(self, batch, batch_idx: int) -> None:
+        x = batch[0]
+        self._evaluation_step("test", x, seeds.TEST, batch_idx)
+        reconstruction = self.reconstruct(x)
+        self.test_mse(reconstruction, x)
+        self.test_bce(nn.functional.binary_cross_entropy(reconstruction.clamp(0, 1), x), weight=len(x))
+        self.log_dict({"test/mse": self.test_mse, "test/bce": self.test_bce})
+
+    def predict_step(self, batch, batch_idx: int) -> dict[str, Tensor]:
+        x, labels = batch
+        mean, log_std = self.encode(x)
+        return {"mean": mean, "log_std": log_std, "reconstruction": self.decode(mean), "label": labels}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        nets = [parameter for parameter in self.parameters() if parameter is not self.log_variance]
+        groups = [{"params": nets, "lr": self.learning_rate}]
+        if self.learn_variance:
+            groups.append({"params": [self.log_variance], "lr": self.variance_learning_rate})
+        return torch.optim.Adam(groups, betas=self.betas)
+
+    def _stream(self, stage: int, batch_idx: int) -> tuple[int, ...]:
+        # batch_idx tells apart the batches accumulated into one step; evaluation noise is the same at every step.
+        step = self.global_step if stage == seeds.TRAIN else 0
+        return stage, self.seed, step, batch_idx, self.global_rank
+
+    def _step(self, x: Tensor, stage: int, batch_idx: int) -> LossOutput:
+        shape = (self.num_samples, len(x), self.latent_dim)
+        noise = torch.randn(shape, generator=seeds.generator(*self._stream(stage, batch_idx)))
+        output = self.loss(x, noise.to(x))
+        if not torch.isfinite(output.loss):
+            raise NonFiniteLossError(self._describe_non_finite(output, stage, batch_idx))
+        return output
+
+    def _describe_non_finite(self, output: LossOutput, stage: int, batch_idx: int) -> str:
+        kind = {seeds.TRAIN: "training", seeds.VALIDATION: "validation", seeds.TEST: "test"}[stage]
+        where = f"{kind} step {self.global_step}, epoch {self.current_epoch}, batch {batch_idx}"
+        causes = []
+        for name, term in output.terms.items():
+            for what, count in (("NaN", term.isnan().sum()), ("infinite", term.isinf().sum())):
+                if count:
+                    causes.append(f"the term '{name}' is {what} for {count} of {len(term)} samples")
+        return f"{where}: {' and '.join(causes) or 'every term is finite but their sum overflows'}"
+
+    def _evaluation_step(self, name: str, x: Tensor, stage: int, batch_idx: int) -> None:
+        loss, terms = self._step(x, stage, batch_idx)
+        self.log(f"{name}/loss", loss, prog_bar=True, batch_size=len(x), sync_dist=True)
+        means = {f"{name}/{term}": value.mean() for term, value in terms.items()}
+        self.log_dict(means, batch_size=len(x), sync_dist=True)
+
+    def _log_training_terms(self, loss: Tensor, terms: dict[str, Tensor], batch_idx: int) -> None:
+        """One row per ``log_every_n_steps`` steps, written at once: a checkpoint of this step comes after its row."""
+        trainer = self.trainer
+        if self.global_step % trainer.log_every_n_steps or batch_idx % trainer.accumulate_grad_batches:
+            return
+        values = {"loss": loss, **{name: term.mean() for name, term in terms.items()}}
+        if self.learn_variance:
+            values["variance"] = self.variance
+        stacked = torch.stack([value.detach() for value in values.values()])
+        reduced = trainer.strategy.reduce(stacked, reduce_op="mean").tolist()
+        row = {f"train/{name}": value for name, value in zip(values, reduced, strict=True)}
+        for logger in trainer.loggers:
+            logger.log_metrics({"epoch": self.current_epoch, **row}, step=self.global_step)

@@ -1,0 +1,140 @@
+"""Data modules. Images are float32 in [0, 1], shape [N, 1, H, W]; batches are (images, labels).
+
+After ``setup()`` each has ``train_set``, ``val_set`` and ``test_set``. The split is fixed: it does not depend on the seed.
+"""
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+
+from fisherkernels.training.batches import BatchLoader, ImageDataset
+
+SPLIT_SEED = 2021
+
+
+class ImageDataModule(pl.LightningDataModule):
+    """Training, validation and test batches of three :class:`ImageDataset`; subclasses define ``load``.
+
+    Args:
+        batch_size: samples per batch and process.
+        seed: the batch order of an epoch is a function of (seed, epoch).
+    """
+
+    def __init__(self, batch_size: int = 128, seed: int = 0):
+        super().__init__()
+        self.batch_size = batch_size
+        self.seed = seed
+        self.train_set: ImageDataset | None = None
+        self.val_set: ImageDataset | None = None
+        self.test_set: ImageDataset | None = None
+
+    def load(self) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
+        """The training, validation and test sets."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.train_set is None:
+            self.train_set, self.val_set, self.test_set = self.load()
+
+    def _ranks(self) -> dict[str, int]:
+        if self.trainer is None:
+            return {}
+        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+    def _position(self) -> tuple[int, int]:
+        loop = self.trainer.fit_loop
+        return loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.ready
+
+    def train_dataloader(self) -> BatchLoader:
+        position = None if self.trainer is None else self._position
+        return BatchLoader(
+            self.train_set, self.batch_size, shuffle=True, seed=self.seed, position=position, **self._ranks()
+        )
+
+    def val_dataloader(self) -> BatchLoader:
+        return BatchLoader(self.val_set, self.batch_size, **self._ranks())
+
+    def test_dataloader(self) -> BatchLoader:
+        return BatchLoader(self.test_set, self.batch_size, **self._ranks())
+
+    def predict_dataloader(self) -> BatchLoader:
+        return self.test_dataloader()
+
+
+def _split(images: torch.Tensor, labels: torch.Tensor, max_value: int, *sizes: int) -> list[ImageDataset]:
+    """Cuts a fixed random permutation into sets of the given sizes; the first takes the rest."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    parts = order.split([len(images) - sum(sizes), *sizes])
+    return [ImageDataset(images[part], labels[part], max_value) for part in parts]
+
+
+class DigitsDataModule(ImageDataModule):
+    """scikit-learn's bundled handwritten digits (UCI): 1,797 images [1, 8, 8], 16 grey levels; no file is needed.
+
+    Fixed split: 1,297 training, 200 validation, 300 test images.
+    """
+
+    def load(self) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        images = torch.from_numpy(digits.images).to(torch.uint8)[:, None]
+        return tuple(_split(images, torch.from_numpy(digits.target), 16, 200, 300))
+
+
+class MNISTDataModule(ImageDataModule):
+    """MNIST through torchvision: images [1, 28, 28]; 60,000 training images, of which ``val_size`` are held out; 10,000 test.
+
+    Args:
+        root: folder that holds ``MNIST/raw/`` with the four uncompressed IDX files.
+        val_size: validation images, cut from the training images by a fixed permutation.
+        download: fetch missing files (needs the network).
+    """
+
+    dataset_name = "MNIST"
+
+    def __init__(
+        self, root: str = "data", batch_size: int = 128, val_size: int = 5000, download: bool = False, seed: int = 0
+    ):
+        super().__init__(batch_size, seed)
+        if val_size < 1:
+            raise ValueError(f"val_size: expected an int >= 1, received {val_size}")
+        self.root = root
+        self.val_size = val_size
+        self.download = download
+
+    @property
+    def files(self) -> list[Path]:
+        """The files torchvision reads."""
+        folder = Path(self.root) / self.dataset_name / "raw"
+        kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
+        return [folder / f"{part}-{kind}" for part in ("train", "t10k") for kind in kinds]
+
+    def prepare_data(self) -> None:
+        if self.download:
+            self._dataset(train=True, download=True)
+
+    def _dataset(self, **kwargs):
+        import torchvision
+
+        return getattr(torchvision.datasets, self.dataset_name)(self.root, **kwargs)
+
+    def load(self) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
+        missing = [str(path) for path in self.files if not path.is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{self.dataset_name} is not under root={self.root!r}: missing {', '.join(missing)} (uncompressed IDX"
+                " files). Put them there, or give another --data.root, or --data.download true"
+            )
+        train, test = self._dataset(train=True), self._dataset(train=False)
+        if self.val_size >= len(train.data):
+            raise ValueError(f"val_size must be below the {len(train.data)} training images; got {self.val_size}")
+        train_set, val_set = _split(train.data[:, None], train.targets, 255, self.val_size)
+        return train_set, val_set, ImageDataset(test.data[:, None], test.targets, 255)
+
+
+class FashionMNISTDataModule(MNISTDataModule):
+    """FashionMNIST; everything as in :class:`MNISTDataModule`, in ``root/FashionMNIST/raw/``."""
+
+    dataset_name = "FashionMNIST"

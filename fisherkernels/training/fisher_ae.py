@@ -1,0 +1,81 @@
+"""The Fisher auto-encoder as a LightningModule."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fisherkernels import losses, priors
+from fisherkernels.training.autoencoder import AutoEncoder
+
+
+class FisherAE(AutoEncoder):
+    """Algorithm 1 of Elkhalil et al., "Fisher Auto-Encoders" (AISTATS 2021): Adam on :func:`fisherkernels.fisher_ae_loss`.
+
+    The defaults are the paper's: exponential-family prior of order K = 5, decoder variance fixed at 1, full gradient of
+    eq. 11, learning rate 2e-4.
+
+    Args:
+        encoder, decoder, latent_dim, num_samples, variance, learn_variance, learning_rate, variance_learning_rate,
+            betas, seed: see :class:`AutoEncoder`.
+        prior: ``polynomial`` (log p(z) = sum_jk eta_jk z_j^k + const, learned) or ``standard_normal``.
+        prior_order: K.
+        prior_constraint: ``none`` (the paper's; not a proper density for odd K) or ``normalizable`` (even K only).
+        decoder_gradient: ``full`` or ``stopped``, see :func:`fisherkernels.fisher_ae_loss`.
+        stability: ``posterior``, ``log_std`` or ``none``, see :func:`fisherkernels.fisher_ae_loss`.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        latent_dim: int = 8,
+        *,
+        prior: Literal["polynomial", "standard_normal"] = "polynomial",
+        prior_order: int = 5,
+        prior_constraint: Literal["none", "normalizable"] = "none",
+        decoder_gradient: Literal["full", "stopped"] = "full",
+        stability: Literal["posterior", "log_std", "none"] = "posterior",
+        num_samples: int = 1,
+        variance: float = 1.0,
+        learn_variance: bool = False,
+        learning_rate: float = 2e-4,
+        variance_learning_rate: float = 1e-2,
+        betas: tuple[float, float] = (0.5, 0.999),
+        seed: int = 0,
+    ):
+        super().__init__(
+            encoder,
+            decoder,
+            latent_dim,
+            num_samples=num_samples,
+            variance=variance,
+            learn_variance=learn_variance,
+            learning_rate=learning_rate,
+            variance_learning_rate=variance_learning_rate,
+            betas=betas,
+            seed=seed,
+        )
+        self.save_hyperparameters(ignore=["encoder", "decoder"], logger=False)
+        if prior == "polynomial":
+            self.prior = priors.PolynomialExponentialFamily(latent_dim, prior_order, prior_constraint)
+        else:
+            self.prior = priors.StandardNormal(latent_dim)
+        self.decoder_gradient = decoder_gradient
+        self.stability = stability
+
+    def loss(self, x: Tensor, noise: Tensor) -> losses.LossOutput:
+        return losses.fisher_ae_loss(
+            self.encoder,
+            self.decoder,
+            x,
+            prior=self.prior,
+            decoder_gradient=self.decoder_gradient,
+            stability=self.stability,
+            variance=self.variance,
+            num_samples=self.num_samples,
+            noise=noise,
+        )
+
+    def draw_latent(self, n: int, generator: torch.Generator | None) -> Tensor:
+        return self.prior.sample(n, generator=generator).to(self.device)

@@ -1,0 +1,36 @@
+"""What ``fisherkernels predict`` leaves behind."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes ``folder/predictions.npz``: arrays ``mean`` and ``log_std`` [N, d], ``reconstruction`` (x's shape), ``label`` [N].
+
+    With several processes each writes its part, ``predictions.rank0.npz`` and so on.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        super().__init__("epoch")
+        self.folder = Path(folder)
+
+    def write_on_epoch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        predictions: Sequence[dict[str, torch.Tensor]],
+        batch_indices: Sequence,
+    ) -> None:
+        arrays = {name: torch.cat([batch[name] for batch in predictions]).cpu().numpy() for name in predictions[0]}
+        part = f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""
+        path = self.folder / f"predictions{part}.npz"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, **arrays)
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+        print(f"wrote {path}: {shapes}")
