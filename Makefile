@@ -1,0 +1,48 @@
+# Everything a contributor types. Each target makes .venv first when it is missing or the build description changed.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
+CXX_SOURCES := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
+
+define BUILD_REQUIREMENTS
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    from pip._vendor import tomli as tomllib
+print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")
+endef
+export BUILD_REQUIREMENTS
+
+.PHONY: demo test bench lint install clean
+
+# Trains a Fisher AE and a VAE on bundled digits (minutes on two cores) and writes runs/demo/report.html.
+demo: $(INSTALLED)
+	$(BIN)/python -m fisherkernels.cli demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest python_tests -n 2
+
+# Takes a while: run it on a quiet machine. Results go to benchmarks/results, the tables to README.md.
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks run
+	$(BIN)/python -m benchmarks report
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+
+install: $(INSTALLED)
+
+# torch is installed once, into the environment, and the extension is built against it: no build isolation here.
+$(INSTALLED): $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade pip
+	$(BIN)/python -c "$$BUILD_REQUIREMENTS" | xargs $(PIP) install --quiet
+	$(PIP) install --quiet --no-build-isolation --editable '.[train,dev]'
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info fisherkernels/lib

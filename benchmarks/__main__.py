@@ -1,0 +1,94 @@
+"""Measures (run) and writes the tables of README.md (report)."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from . import report
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parents[1] / "README.md"
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    run = commands.add_parser("run", help="measure, and write one JSON file per suite and device")
+    run.add_argument("--suite", choices=["ops", "steps"], help="default: both")
+    run.add_argument("--case", help="only this case; the suite's file is then not written")
+    run.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    run.add_argument("--rounds", type=int, default=25, help="timed rounds; report wants at least 15")
+    run.add_argument("--threads", type=int, help="default: torch's own choice")
+    run.add_argument(
+        "--allocator", choices=["keep", "default"], default="keep", help="keep: reuse freed memory"
+    )
+    run.add_argument("--no-memory", dest="memory", action="store_false", help="leave out peak memory")
+    run.add_argument("--out", type=Path, default=RESULTS)
+
+    table = commands.add_parser("report", help="write the tables between README.md's markers")
+    table.add_argument("--results", type=Path, default=RESULTS)
+    table.add_argument("--readme", type=Path, default=README)
+
+    peak = commands.add_parser("memory", help="peak memory of one contender, as JSON (run calls this)")
+    peak.add_argument("case")
+    peak.add_argument("contender")
+
+    options = parser.parse_args(arguments)
+    return {"run": _run, "report": _report, "memory": _memory}[options.command](options)
+
+
+def _run(options):
+    import torch
+
+    from . import bandwidth, machine, memory, suites
+    from .runner import measure
+
+    if options.rounds < 1:
+        raise SystemExit(f"--rounds must be at least 1, got {options.rounds}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda: torch sees no CUDA device here")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    torch.set_float32_matmul_precision("highest")
+    allocator = "torch"
+    if device.type == "cpu":
+        kept = options.allocator == "keep" and memory.keep_freed_memory()
+        allocator = "freed memory kept" if kept else "default"
+    for suite in [options.suite] if options.suite else list(suites.SUITES):
+        result = {"suite": suite, "device": device.type, "allocator": allocator}
+        result["machine"] = machine.facts(device)
+        before = bandwidth.copy_bandwidth(device)
+        result["cases"] = {}
+        for case in suites.cases(suite):
+            if options.case in (None, case.name):
+                print(f"{case.name}: {case.title}", flush=True)
+                sets = {"ops": {"cpu": 2, "cuda": 8}, "steps": {"cpu": 1, "cuda": 4}}[suite][device.type]
+                record = measure(case, device, options.rounds, sets=sets, with_memory=options.memory)
+                result["cases"][case.name] = record
+        result["copy_bytes_per_second"] = max(before, bandwidth.copy_bandwidth(device))
+        print(report.table(result))
+        if options.case is None:
+            options.out.mkdir(parents=True, exist_ok=True)
+            path = options.out / f"{suite}-{device.type}.json"
+            path.write_text(json.dumps(result, indent=1) + "\n")
+            print(f"wrote {path}")
+
+
+def _report(options):
+    changed = report.write(options.results, options.readme)
+    print(f"{options.readme}: {'written' if changed else 'already up to date'}")
+
+
+def _memory(options):
+    from . import suites
+    from .memory import peak_in_this_process
+
+    case = suites.case(options.case)
+    print(json.dumps({"peak_bytes": peak_in_this_process(case, case.contender(options.contender))}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,18 @@
+"""The memory limit: what a plain copy reaches on this machine."""
+
+import torch
+
+from .timing import interleave
+
+MEBIBYTE = 1 << 20
+
+
+def copy_bandwidth(device, sizes=(64 * MEBIBYTE, 128 * MEBIBYTE, 256 * MEBIBYTE), rounds=10):
+    """Bytes read plus bytes written per second, the largest of several sizes and rounds."""
+    best = 0.0
+    for size in sizes:
+        source = torch.rand(size // 4, device=device)
+        target = torch.empty_like(source)
+        times = interleave({"copy": target.copy_}, lambda source=source: (source,), rounds, 3, device)["copy"]
+        best = max(best, 2 * size / min(times))
+    return best

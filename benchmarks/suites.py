@@ -1,0 +1,22 @@
+"""The cases of each suite."""
+
+from importlib import import_module
+
+SUITES = {
+    "ops": ("ops.gaussian_score", "ops.posterior_residual", "ops.stability"),
+    "steps": ("steps.fisher_ae_mlp", "steps.fisher_ae_conv"),
+}
+
+
+def cases(suite):
+    if suite not in SUITES:
+        raise ValueError(f"suite must be one of {sorted(SUITES)}, got {suite!r}")
+    return [case for module in SUITES[suite] for case in import_module(f".{module}", __package__).CASES]
+
+
+def case(name):
+    for suite in SUITES:
+        for found in cases(suite):
+            if found.name == name:
+                return found
+    raise ValueError(f"no case is named {name!r}")

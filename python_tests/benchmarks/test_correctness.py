@@ -1,0 +1,60 @@
+import math
+
+import pytest
+import torch
+
+from benchmarks.correctness import WrongResult, check, relative_rms
+from benchmarks.suites import case, cases
+
+from .dummies import CASE
+
+
+@pytest.mark.parametrize("name", ["ours", "rounded", "other"])
+def test_right_contenders_pass(name):
+    contender = CASE.contender(name)
+    errors = check(CASE, contender, contender.build(None, None), torch.device("cpu"), torch.float32, seed=1)
+    assert set(errors) == {"product", "pair"}
+    assert all(error < 1e-6 for error in errors.values())
+
+
+@pytest.mark.parametrize("name", ["wrong", "nan", "wrong shape", "too few"])
+def test_wrong_contenders_are_refused(name):
+    contender = CASE.contender(name)
+    with pytest.raises(WrongResult):
+        check(CASE, contender, contender.build(None, None), torch.device("cpu"), torch.float32, seed=1)
+
+
+def test_relative_rms_is_over_all_elements_of_a_tuple():
+    reference = (torch.tensor([3.0]), torch.tensor([4.0]))
+    assert relative_rms((torch.tensor([3.0]), torch.tensor([4.5])), reference) == pytest.approx(0.1)
+
+
+def test_relative_rms_of_bad_outputs():
+    ones, zeros = torch.ones(2), torch.zeros(2)
+    assert math.isnan(relative_rms(torch.tensor([1.0, torch.nan]), ones))
+    assert math.isnan(relative_rms(torch.tensor([1.0, torch.inf]), ones))
+    assert math.isnan(relative_rms(torch.ones(1, 2), ones))
+    assert relative_rms(zeros, zeros) == 0
+    assert relative_rms(ones, zeros) == math.inf
+
+
+@pytest.mark.parametrize("name", ["gaussian_score", "gaussian_score_full", "posterior_residual", "stability"])
+def test_ops_and_their_rivals_compute_the_same(name):
+    """In float64, where any disagreement in formula shows, on the first 63 rows."""
+    found = case(name)
+    inputs = [t.double() for t in found.inputs(torch.Generator().manual_seed(0))]
+    rows = inputs[0].shape[0]
+    inputs = [t[:63] if t.shape[:1] == (rows,) else t for t in inputs]
+    names = ("ours", "eager autograd")
+    ours, eager = (found.contender(name).build(torch.device("cpu"), torch.float64) for name in names)
+    for o, e in zip(ours(*inputs), eager(*inputs), strict=True):
+        assert relative_rms(o, e) < 1e-12
+
+
+def test_an_unknown_suite_or_case_is_named():
+    with pytest.raises(ValueError, match="suite must be one of .* got 'nets'"):
+        cases("nets")
+    with pytest.raises(ValueError, match="no case is named 'nets'"):
+        case("nets")
+    with pytest.raises(ValueError, match="contender must be one of .* got 'theirs'"):
+        CASE.contender("theirs")

@@ -1,0 +1,56 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.runner import measure
+from benchmarks.timing import interleave, quartiles
+
+from .dummies import CASE
+
+CPU = torch.device("cpu")
+
+
+def test_only_contenders_that_passed_are_timed():
+    record = measure(CASE, CPU, rounds=3, with_memory=False, say=lambda *_, **__: None)
+    contenders = record["contenders"]
+    assert {name for name, r in contenders.items() if "seconds" in r} == {"ours", "rounded", "other"}
+    assert all(len(r["seconds"]) == 3 for r in contenders.values() if "seconds" in r)
+    assert "allowed 1e-05" in contenders["wrong"]["failed"]
+    assert "error nan" in contenders["nan"]["failed"]
+    assert contenders["raises"]["failed"] == "RuntimeError: graph break"
+
+
+def test_rounds_are_interleaved_rotated_and_share_fresh_inputs():
+    seen = []
+    runners = {name: lambda x, name=name: seen.append((name, x)) for name in "abc"}
+    counter = iter(range(100))
+    samples = interleave(runners, lambda: (next(counter),), rounds=2, warm_up=1, device=CPU, sets=2)
+    assert [name for name, _ in seen] == list("aabbcc" + "bbccaa" + "ccaabb")
+    assert [x for _, x in seen] == [0, 1] * 3 + [2, 3] * 3 + [4, 5] * 3
+    assert {name: len(times) for name, times in samples.items()} == {"a": 2, "b": 2, "c": 2}
+
+
+def test_quartiles():
+    assert quartiles([5.0, 1.0, 4.0, 2.0, 3.0]) == (2.0, 3.0, 4.0)
+    assert quartiles([1.0, 2.0]) == (1.25, 1.5, 1.75)
+
+
+def test_peak_memory_counts_what_a_call_needs():
+    """Run in a process of its own, as the harness does: the system's counters are per process."""
+    script = (
+        "import torch\n"
+        "from benchmarks.case import Contender\n"
+        "from benchmarks.memory import peak_in_this_process\n"
+        "from python_tests.benchmarks.dummies import CASE\n"
+        "hungry = Contender('hungry', lambda device, dtype: lambda x, y: torch.ones(25, 1 << 20).sum())\n"
+        "print(peak_in_this_process(CASE, hungry))\n"
+    )
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    if done.stdout.strip() == "None":
+        pytest.skip("this system does not reset the high-water mark")
+    assert 95e6 < int(done.stdout) < 130e6  # 104.9 MB
