@@ -1,0 +1,299 @@
+// posterior_residual on CPU. Floor at R = 4096 rows, d = 784, float32 (12.8 MB an array), standard normal
+// prior, gradients to log_std, z, decoder_vjp: forward reads eps, log_std, z, v; backward reads them again
+// (storing the residual would cost the write and the read that it saves) and writes three gradients: 141 MB,
+// two exp an element.
+#include "math/posterior_residual.h"
+
+#include "cpu/tensors.h"
+
+namespace fisherkernels {
+namespace {
+
+template <typename T>
+struct PosteriorResidual {
+  using A = accumulate_t<T>;
+  const T* eps;            // [R, d]
+  const T* log_std;        // [M, d]
+  const T* z;              // [R, d]
+  const T* decoder_vjp;    // [R, d]
+  const T* prior_score;    // [R, d] or null
+  const A* score_weights;  // [K, d], or null where there is no polynomial
+  const A* slope_weights;  // [K, d], row 0 unused
+  A* value;                // [R], forward only
+  const A* grad_value;     // [R], backward only
+  T* grad_eps;             // each [R, d] or null
+  T* grad_log_std;         // [M, d] or null
+  T* grad_z;
+  T* grad_decoder_vjp;
+  T* grad_prior_score;
+  A* partial;                                      // [chunks, K, d], Σ dL/dt z^(k-1), or null
+  int64_t pairs, samples, columns, order, chunks;  // M, L, d, K
+};
+
+// Σ_k weights[k] z^(k - first), k = first..order-1, for a tile of columns; weights are strided by d.
+template <typename A>
+FK_INLINE void polynomial(A* out, const A* z, const A* weights, int64_t stride, int64_t first, int64_t order,
+                          int64_t n) {
+  std::fill_n(out, n, A(0));
+  for (int64_t k = order - 1; k >= first; --k) {
+    const A* row = weights + k * stride;
+    for (int64_t j = 0; j < n; ++j) out[j] = horner(out[j], z[j], row[j]);
+  }
+}
+
+// The tile of t = -ε/σ - s - v that starts at `offset` of the [R, d] arguments and at column `start`; z is
+// filled too.
+template <typename T, typename A>
+FK_INLINE void residual_tile(const PosteriorResidual<T>& a, A* t, A* z, const A* inverse_std, int64_t offset,
+                             int64_t start, int64_t n) {
+  const T *eps = a.eps + offset, *decoder_vjp = a.decoder_vjp + offset;
+  if (a.prior_score) {
+    const T* score = a.prior_score + offset;
+    for (int64_t j = 0; j < n; ++j) {
+      t[j] = posterior_residual_element(load(eps[j]), inverse_std[j], load(score[j]), load(decoder_vjp[j]));
+    }
+  } else if (a.score_weights) {
+    A score[kTile];
+    for (int64_t j = 0; j < n; ++j) z[j] = load(a.z[offset + j]);
+    polynomial(score, z, a.score_weights + start, a.columns, 0, a.order, n);
+    for (int64_t j = 0; j < n; ++j) {
+      t[j] = posterior_residual_element(load(eps[j]), inverse_std[j], score[j], load(decoder_vjp[j]));
+    }
+  } else {
+    const T* position = a.z + offset;
+    for (int64_t j = 0; j < n; ++j) {
+      t[j] =
+          posterior_residual_element(load(eps[j]), inverse_std[j], -load(position[j]), load(decoder_vjp[j]));
+    }
+  }
+}
+
+template <typename T>
+FK_INLINE void forward_rows(const PosteriorResidual<T>& a, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  for (int64_t r = begin; r < end; ++r) {
+    Lanes<A> lanes;
+    for (int64_t start = 0; start < a.columns; start += kTile) {
+      const int64_t n = std::min(kTile, a.columns - start);
+      const T* log_std = a.log_std + (r % a.pairs) * a.columns + start;
+      A inverse_std[kTile], t[kTile], z[kTile];
+      for (int64_t j = 0; j < n; ++j) inverse_std[j] = inverse_std_of(load(log_std[j]));
+      residual_tile(a, t, z, inverse_std, r * a.columns + start, start, n);
+      lanes.add_squares(t, n);
+    }
+    a.value[r] = A(0.5) * lanes.sum();
+  }
+}
+
+template <typename T, typename A>
+FK_INLINE void store_negative(T* to, const A* tile, int64_t n) {
+  if (to == nullptr) return;
+  for (int64_t j = 0; j < n; ++j) store(to + j, -tile[j]);
+}
+
+template <typename T>
+FK_INLINE T* shifted(T* base, int64_t offset) {
+  return base == nullptr ? nullptr : base + offset;
+}
+
+// Gradients of one tile of one row, from dL/dt in `through`; adds that of log_std to `sum_log_std`.
+template <typename T, typename A>
+FK_INLINE void gradient_tile(const PosteriorResidual<T>& a, A* through, const A* z, const A* inverse_std,
+                             A* sum_log_std, int64_t chunk, int64_t offset, int64_t start, int64_t n) {
+  const T* eps = a.eps + offset;
+  for (int64_t j = 0; j < n; ++j) {
+    sum_log_std[j] +=
+        posterior_residual_grad_log_std(through[j], inverse_std[j], static_cast<A>(load(eps[j])));
+  }
+  store_negative(shifted(a.grad_decoder_vjp, offset), through, n);
+  store_negative(shifted(a.grad_prior_score, offset), through, n);
+  if (a.grad_eps) {
+    A grad[kTile];
+    for (int64_t j = 0; j < n; ++j) grad[j] = posterior_residual_grad_eps(through[j], inverse_std[j]);
+    for (int64_t j = 0; j < n; ++j) store(a.grad_eps + offset + j, grad[j]);
+  }
+  if (a.grad_z) {
+    A slope[kTile];
+    if (a.slope_weights) {
+      polynomial(slope, z, a.slope_weights + start, a.columns, 1, a.order, n);
+    } else {
+      std::fill_n(slope, n, A(-1));
+    }
+    for (int64_t j = 0; j < n; ++j) slope[j] = posterior_residual_grad_z(through[j], slope[j]);
+    for (int64_t j = 0; j < n; ++j) store(a.grad_z + offset + j, slope[j]);
+  }
+  if (a.partial) {
+    for (int64_t k = 0; k < a.order; ++k) {
+      A* partial = a.partial + (chunk * a.order + k) * a.columns + start;
+      for (int64_t j = 0; j < n; ++j) {
+        partial[j] += through[j];
+        through[j] *= z[j];
+      }
+    }
+  }
+}
+
+template <typename T>
+FK_INLINE void backward_chunks(const PosteriorResidual<T>& a, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  for (int64_t chunk = begin; chunk < end; ++chunk) {
+    const int64_t last = (chunk + 1) * a.pairs / a.chunks;
+    for (int64_t m = chunk * a.pairs / a.chunks; m < last; ++m) {
+      for (int64_t start = 0; start < a.columns; start += kTile) {
+        const int64_t n = std::min(kTile, a.columns - start);
+        const T* log_std = a.log_std + m * a.columns + start;
+        A inverse_std[kTile], sum_log_std[kTile];
+        for (int64_t j = 0; j < n; ++j) inverse_std[j] = inverse_std_of(load(log_std[j]));
+        std::fill_n(sum_log_std, n, A(0));
+        for (int64_t sample = 0; sample < a.samples; ++sample) {
+          const int64_t r = sample * a.pairs + m, offset = r * a.columns + start;
+          const A grad_value = a.grad_value[r];
+          A through[kTile], z[kTile];
+          residual_tile(a, through, z, inverse_std, offset, start, n);
+          for (int64_t j = 0; j < n; ++j) through[j] *= grad_value;
+          gradient_tile(a, through, z, inverse_std, sum_log_std, chunk, offset, start, n);
+        }
+        if (a.grad_log_std) {
+          T* grad_log_std = a.grad_log_std + m * a.columns + start;
+          for (int64_t j = 0; j < n; ++j) store(grad_log_std + j, sum_log_std[j]);
+        }
+      }
+    }
+  }
+}
+
+FK_CLONES void posterior_residual_rows(const PosteriorResidual<float>& a, int64_t begin, int64_t end) {
+  forward_rows(a, begin, end);
+}
+FK_CLONES void posterior_residual_rows(const PosteriorResidual<double>& a, int64_t begin, int64_t end) {
+  forward_rows(a, begin, end);
+}
+FK_CLONES void posterior_residual_rows(const PosteriorResidual<BFloat16>& a, int64_t begin, int64_t end) {
+  forward_rows(a, begin, end);
+}
+FK_CLONES void posterior_residual_backward_chunks(const PosteriorResidual<float>& a, int64_t begin,
+                                                  int64_t end) {
+  backward_chunks(a, begin, end);
+}
+FK_CLONES void posterior_residual_backward_chunks(const PosteriorResidual<double>& a, int64_t begin,
+                                                  int64_t end) {
+  backward_chunks(a, begin, end);
+}
+FK_CLONES void posterior_residual_backward_chunks(const PosteriorResidual<BFloat16>& a, int64_t begin,
+                                                  int64_t end) {
+  backward_chunks(a, begin, end);
+}
+
+// The polynomial's weights [K, d], transposed from coefficients [d, K] so that a tile of columns is
+// contiguous.
+template <typename A>
+struct Weights {
+  std::vector<A> score, slope;
+
+  explicit Weights(const std::optional<Tensor>& coefficients) {
+    if (!coefficients.has_value()) return;
+    const int64_t columns = coefficients->size(0), order = coefficients->size(1);
+    const std::vector<A> values = values_as<A>(*coefficients, "posterior_residual");
+    score.resize(values.size());
+    slope.resize(values.size());
+    for (int64_t j = 0; j < columns; ++j) {
+      for (int64_t k = 0; k < order; ++k) {
+        score[k * columns + j] = score_weight(values[j * order + k], k + 1);
+        slope[k * columns + j] = slope_weight(values[j * order + k], k + 1);
+      }
+    }
+  }
+};
+
+template <typename T>
+PosteriorResidual<T> inputs(const Tensor& eps, const Tensor& log_std, const Tensor& z,
+                            const Tensor& decoder_vjp, const std::optional<Tensor>& prior_score,
+                            const std::optional<Tensor>& coefficients,
+                            const Weights<accumulate_t<T>>& weights) {
+  PosteriorResidual<T> a{};
+  a.eps = pointer<T>(eps);
+  a.log_std = pointer<T>(log_std);
+  a.z = pointer<T>(z);
+  a.decoder_vjp = pointer<T>(decoder_vjp);
+  a.prior_score = pointer<T>(prior_score);
+  a.pairs = log_std.size(0);
+  a.samples = a.pairs ? eps.size(0) / a.pairs : 1;
+  a.columns = eps.size(1);
+  if (coefficients.has_value()) {
+    a.order = coefficients->size(1);
+    a.score_weights = weights.score.data();
+    a.slope_weights = weights.slope.data();
+  }
+  return a;
+}
+
+Tensor posterior_residual(const Tensor& eps_in, const Tensor& log_std_in, const Tensor& z_in,
+                          const std::optional<Tensor>& coefficients, const Tensor& decoder_vjp_in,
+                          const std::optional<Tensor>& prior_score_in) {
+  const Tensor eps = as_contiguous(eps_in), log_std = as_contiguous(log_std_in), z = as_contiguous(z_in);
+  const Tensor decoder_vjp = as_contiguous(decoder_vjp_in);
+  const std::optional<Tensor> prior_score = as_contiguous(prior_score_in);
+  const Tensor value = new_output(eps, {eps.size(0)}, accumulate_type(eps.scalar_type()));
+  dispatch(eps, "posterior_residual", [&](auto element) {
+    using T = decltype(element);
+    using A = accumulate_t<T>;
+    const Weights<A> weights(coefficients);
+    PosteriorResidual<T> a = inputs<T>(eps, log_std, z, decoder_vjp, prior_score, coefficients, weights);
+    a.value = output_pointer<A>(value);
+    for_rows(eps.size(0), a.columns,
+             [&](int64_t begin, int64_t end) { posterior_residual_rows(a, begin, end); });
+  });
+  return value;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> posterior_residual_backward(
+    const Tensor& grad_value_in, const Tensor& eps_in, const Tensor& log_std_in, const Tensor& z_in,
+    const std::optional<Tensor>& coefficients, const Tensor& decoder_vjp_in,
+    const std::optional<Tensor>& prior_score_in, std::vector<bool> output_mask) {
+  const Tensor eps = as_contiguous(eps_in), log_std = as_contiguous(log_std_in), z = as_contiguous(z_in);
+  const Tensor decoder_vjp = as_contiguous(decoder_vjp_in), grad_value = as_contiguous(grad_value_in);
+  const std::optional<Tensor> prior_score = as_contiguous(prior_score_in);
+  const Tensor& coefficients_or_eps = coefficients.has_value() ? *coefficients : eps;
+  const Tensor grad_eps = new_gradient(output_mask[0], eps, eps.sizes());
+  const Tensor grad_log_std = new_gradient(output_mask[1], log_std, log_std.sizes());
+  const Tensor grad_z = new_gradient(output_mask[2], eps, eps.sizes());
+  const Tensor grad_coefficients =
+      new_gradient(output_mask[3], coefficients_or_eps, coefficients_or_eps.sizes());
+  const Tensor grad_decoder_vjp = new_gradient(output_mask[4], eps, eps.sizes());
+  const Tensor grad_prior_score = new_gradient(output_mask[5], eps, eps.sizes());
+  dispatch(eps, "posterior_residual_backward", [&](auto element) {
+    using T = decltype(element);
+    using A = accumulate_t<T>;
+    const Weights<A> weights(coefficients);
+    PosteriorResidual<T> a = inputs<T>(eps, log_std, z, decoder_vjp, prior_score, coefficients, weights);
+    a.grad_value = pointer<A>(grad_value);
+    a.grad_eps = output_pointer<T>(grad_eps);
+    a.grad_log_std = output_pointer<T>(grad_log_std);
+    a.grad_z = output_pointer<T>(grad_z);
+    a.grad_decoder_vjp = output_pointer<T>(grad_decoder_vjp);
+    a.grad_prior_score = output_pointer<T>(grad_prior_score);
+    a.chunks = chunk_count(a.pairs, a.samples * a.columns);
+    std::vector<A> partial(output_mask[3] ? a.chunks * a.order * a.columns : 0);
+    a.partial = output_mask[3] ? partial.data() : nullptr;
+    for_rows(a.chunks, kGrain,
+             [&](int64_t begin, int64_t end) { posterior_residual_backward_chunks(a, begin, end); });
+    if (!output_mask[3]) return;
+    const std::vector<A> sum = sum_chunks(partial, a.chunks, a.order * a.columns);  // [K, d]
+    std::vector<A> grad(sum.size());                                                // [d, K]
+    for (int64_t j = 0; j < a.columns; ++j) {
+      for (int64_t k = 0; k < a.order; ++k)
+        grad[j * a.order + k] = -score_weight(sum[k * a.columns + j], k + 1);
+    }
+    fill_from(grad_coefficients, grad, "posterior_residual_backward");
+  });
+  return {grad_eps, grad_log_std, grad_z, grad_coefficients, grad_decoder_vjp, grad_prior_score};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fisherkernels, CPU, m) {
+  m.impl("posterior_residual", TORCH_BOX(&posterior_residual));
+  m.impl("posterior_residual_backward", TORCH_BOX(&posterior_residual_backward));
+}
+
+}  // namespace fisherkernels

@@ -1,0 +1,84 @@
+// Loops over rows in tiles: small arrays that stay in the first-level cache between the steps of a formula.
+//
+// A kernel is a named function over a range of rows, compiled once per instruction set (FK_CLONES) and chosen
+// when the library is loaded. Everything it calls is always_inline, so that it is compiled with the clone's
+// instructions too.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#define FK_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define FK_CLONES
+#endif
+
+#define FK_INLINE __attribute__((always_inline)) inline
+
+namespace fisherkernels {
+
+// Storage of a bfloat16 number; arithmetic is done in float.
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <typename T>
+struct Accumulate {
+  using type = T;
+};
+template <>
+struct Accumulate<BFloat16> {
+  using type = float;
+};
+template <typename T>
+using accumulate_t = typename Accumulate<T>::type;
+
+FK_INLINE float load(BFloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float result;
+  memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+FK_INLINE float load(float value) { return value; }
+FK_INLINE double load(double value) { return value; }
+
+FK_INLINE void store(float* to, float value) { *to = value; }
+FK_INLINE void store(double* to, double value) { *to = value; }
+FK_INLINE void store(BFloat16* to, float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof(bits));
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  const uint32_t quiet_nan = (bits >> 16) | 0x40u;
+  to->bits = static_cast<uint16_t>(value != value ? quiet_nan : rounded);
+}
+
+constexpr int64_t kTile = 256;
+
+// Sum of squares of a tile in independent lanes: the order is fixed, the additions vectorise.
+template <typename A>
+struct Lanes {
+  static constexpr int64_t kCount = 128 / sizeof(A);
+  A lane[kCount] = {};
+
+  FK_INLINE void add_squares(const A* tile, int64_t n) {
+    int64_t i = 0;
+    for (; i + kCount <= n; i += kCount) {
+      for (int64_t k = 0; k < kCount; ++k) lane[k] += tile[i + k] * tile[i + k];
+    }
+    for (int64_t k = 0; i + k < n; ++k) lane[k] += tile[i + k] * tile[i + k];
+  }
+
+  FK_INLINE A sum() const {
+    A folded[kCount];
+    for (int64_t k = 0; k < kCount; ++k) folded[k] = lane[k];
+    for (int64_t width = kCount / 2; width > 0; width /= 2) {
+      for (int64_t k = 0; k < width; ++k) folded[k] += folded[k + width];
+    }
+    return folded[0];
+  }
+};
+
+}  // namespace fisherkernels
