@@ -129,7 +129,9 @@ class MNISTDataModule(ImageDataModule):
             )
         train, test = self._dataset(train=True), self._dataset(train=False)
         if self.val_size >= len(train.data):
-            raise ValueError(f"val_size must be below the {len(train.data)} training images; got {self.val_size}")
+            raise ValueError(
+                f"val_size: expected an int below {len(train.data)}, the number of training images, received {self.val_size}"
+            )
         train_set, val_set = _split(train.data[:, None], train.targets, 255, self.val_size)
         return train_set, val_set, ImageDataset(test.data[:, None], test.targets, 255)
 

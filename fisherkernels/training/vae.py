@@ -48,8 +48,9 @@ class VAE(AutoEncoder):
             betas=betas,
             seed=seed,
         )
-        if learn_variance and likelihood != "gaussian":
-            raise ValueError(f"learn_variance: expected likelihood='gaussian', received likelihood={likelihood!r}")
+        if likelihood != "gaussian" and (learn_variance or variance != 1.0):
+            name, value = ("learn_variance", True) if learn_variance else ("variance", variance)
+            raise ValueError(f"{name}: expected likelihood='gaussian' with {name}={value}, received {likelihood!r}")
         self.save_hyperparameters(ignore=["encoder", "decoder"], logger=False)
         self.likelihood = likelihood
         self.beta = beta
@@ -61,7 +62,7 @@ class VAE(AutoEncoder):
             x,
             beta=self.beta,
             likelihood=self.likelihood,
-            variance=self.variance,
+            variance=self.variance if self.likelihood == "gaussian" else 1.0,
             num_samples=self.num_samples,
             noise=noise,
         )

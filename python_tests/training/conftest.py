@@ -1,0 +1,69 @@
+import csv
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+
+from fisherkernels import training
+
+
+def tiny_model(kind=training.FisherAE, seed=3, **kwargs):
+    """Nets with all that makes a resume hard: BatchNorm statistics, Dropout's own noise, two optimiser groups."""
+    torch.manual_seed(seed)
+    encoder = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.2), nn.Linear(12, 6)
+    )
+    decoder = nn.Sequential(nn.Linear(3, 12), nn.Tanh(), nn.Linear(12, 64), nn.Sigmoid(), nn.Unflatten(1, (1, 8, 8)))
+    options = {"likelihood": "gaussian"} if kind is training.VAE else {}
+    options |= {"learn_variance": True, "learning_rate": 1e-3, "seed": seed} | kwargs
+    return kind(encoder, decoder, latent_dim=3, **options)
+
+
+def fit(folder: Path, callbacks=(), model=None, ckpt_path=None, batch_size=256, every_n_steps=2, **kwargs):
+    """Trains the tiny model on digits (5 steps an epoch) in its run folder; returns the trainer."""
+    kwargs = {"max_epochs": 3, "log_every_n_steps": 1} | kwargs
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=[training.CSVMetrics(folder), training.TensorBoardEvents(folder)],
+        callbacks=[*callbacks, training.RunCheckpoints(folder / "checkpoints", every_n_steps)],
+        plugins=[training.AtomicCheckpointIO()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **kwargs,
+    )
+    data = training.DigitsDataModule(batch_size=batch_size, seed=3)
+    trainer.fit(model or tiny_model(), data, ckpt_path=ckpt_path)
+    return trainer
+
+
+def read_rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_run(folder: Path, reference: Path) -> None:
+    """Every logged number, the parameters, the buffers and the optimiser state: bit for bit."""
+    assert read_rows(folder) == read_rows(reference)
+    ours, theirs = (torch.load(f / "checkpoints/last.ckpt", weights_only=True) for f in (folder, reference))
+    assert ours["global_step"] == theirs["global_step"]
+    for a, b in zip(leaves(ours), leaves(theirs), strict=True):
+        assert type(a) is type(b)
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def leaves(checkpoint: dict) -> list:
+    state = [checkpoint["state_dict"], checkpoint["optimizer_states"]]
+    return torch.utils._pytree.tree_leaves(state)
+
+
+@pytest.fixture
+def run():
+    """The helpers of this folder's tests."""
+    return type("Run", (), {
+        "model": staticmethod(tiny_model), "fit": staticmethod(fit), "rows": staticmethod(read_rows),
+        "assert_same": staticmethod(assert_same_run),
+    })  # fmt: skip
