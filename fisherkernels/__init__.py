@@ -1,1 +1,26 @@
-"""Fused kernels and forward-computed derivatives for Fisher-divergence auto-encoders."""
+"""Fused kernels, forward-computed derivatives and losses for Fisher-divergence auto-encoders.
+
+``fisher_ae_loss`` and ``elbo_loss`` drop into a training loop; ``linearize`` is the machine below them; ``ops`` are the
+fused operators; ``priors`` and ``svgd`` serve learned priors. Training with Lightning is in ``fisherkernels.training``.
+"""
+
+from fisherkernels import ops, priors
+from fisherkernels.linearize import Linearization, linearize
+from fisherkernels.losses import LossOutput, elbo_loss, fisher_ae_loss
+from fisherkernels.losses.scores import decoder_score, stability
+from fisherkernels.svgd import svgd
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Linearization",
+    "LossOutput",
+    "decoder_score",
+    "elbo_loss",
+    "fisher_ae_loss",
+    "linearize",
+    "ops",
+    "priors",
+    "stability",
+    "svgd",
+]

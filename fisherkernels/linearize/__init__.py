@@ -1,4 +1,4 @@
-"""Value, vector-Jacobian and Jacobian-vector products of a network, computed forward by one rule per layer."""
+"""Value, vector-Jacobian and Jacobian-vector products of a network, computed by one rule per layer."""
 
 from .linearization import Linearization, linearize
 

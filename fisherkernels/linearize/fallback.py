@@ -11,7 +11,10 @@ from torch.func import functional_call
 
 
 class Fallback:
-    """``function(*inputs) -> (value, aux)`` linearised by ``torch.func.vjp``: the pullback keeps what one evaluation drew."""
+    """``function(*inputs) -> (value, aux)`` linearised by ``torch.func.vjp``.
+
+    The function is evaluated once: the pullback keeps what was drawn then.
+    """
 
     def __init__(self, function: Callable[..., tuple[Any, Any]], inputs: tuple[Tensor, ...]):
         self.inputs = inputs
@@ -42,16 +45,12 @@ class Fallback:
         return self.pullback(cotangent)
 
 
-def module_function(
-    module: nn.Module, parameters: dict[str, Tensor]
-) -> Callable[..., tuple[Any, dict[str, Tensor]]]:
-    """The module as a function of its inputs; it works on copies of the buffers and returns them beside the value."""
+def module_function(module: nn.Module, parameters: dict[str, Tensor]) -> Callable[..., tuple[Any, dict[str, Tensor]]]:
+    """The module as a function of its inputs, on copies of the buffers, which it returns beside the value."""
 
     def call(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
         buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
-        plain = [
-            (m, name, t) for m in module.modules() for name, t in vars(m).items() if isinstance(t, Tensor)
-        ]
+        plain = [(m, name, t) for m in module.modules() for name, t in vars(m).items() if isinstance(t, Tensor)]
         value = functional_call(module, {**parameters, **buffers}, args, kwargs)
         for (
             m,
@@ -76,11 +75,9 @@ def _map(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 def _loop(function: Callable[[Any], Any], stack: Any, like: Any) -> Any:
-    """``function`` over the members of a stack (a tensor or a tuple of such); an empty stack gives zeros shaped as ``like``."""
+    """``function`` over the members of a stack (a tensor or a tuple of such); an empty one gives ``like`` by none."""
     members = (
-        list(stack.unbind())
-        if isinstance(stack, Tensor)
-        else list(zip(*(s.unbind() for s in stack), strict=True))
+        list(stack.unbind()) if isinstance(stack, Tensor) else list(zip(*(s.unbind() for s in stack), strict=True))
     )
     if not members:
         return _map(lambda v: v.new_zeros((0, *v.shape)), like)

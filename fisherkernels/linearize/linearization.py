@@ -1,4 +1,4 @@
-"""The value of a network at a point together with its linear map there, computed forward by explicit rules."""
+"""The value of a network at a point and its linear map there, computed forward by explicit rules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .fallback import Fallback, module_function, store_buffers
-from .plan import Plan, Ref, Step, holds, plan_of, submodule
+from .plan import CALLS, Plan, Ref, Step, holds, plan_of, submodule
 from .rules import MODULES, RULES
 from .wrappers import refuse_distributed
 
@@ -19,26 +19,30 @@ _FALLBACK_NAME = "fallback (torch.func)"
 def linearize(
     net: nn.Module, x: Tensor, *, parameters: dict[str, Tensor] | None = None, batch_statistics: str = "batch"
 ) -> Linearization:
-    r"""Evaluate ``net`` at ``x`` once and keep its Jacobian :math:`J = \partial net / \partial x` as a linear map.
+    """Evaluate ``net`` at ``x`` once and keep its Jacobian J = d net / d x there as a linear map.
 
-    The map is computed by one explicit rule per layer in ordinary tensor operations, so that whatever is built from ``value``,
-    ``vjp`` and ``jvp`` trains with a single first-order ``backward()``: no double backward, and one graph for torch.compile.
-    Layers without a rule are differentiated by ``torch.func``; a warning names them and ``rules`` shows them.
+    The map is computed by one explicit rule per layer in ordinary tensor operations, so that whatever is built
+    from ``value``, ``vjp`` and ``jvp`` trains with a single first-order ``backward()``: no double backward, and
+    one graph for torch.compile. Layers without a rule are differentiated by ``torch.func``; a warning names them
+    and ``rules`` shows them.
 
     Args:
-        net: any module whose forward takes one tensor and returns a tensor or a tuple of tensors. Its train/eval mode counts:
-            dropout masks are drawn once, running statistics are updated once.
+        net: any module whose forward takes one tensor and returns a tensor or a tuple of tensors. Its train/eval
+            mode counts: dropout masks are drawn once, running statistics are updated once.
         x: [N, ...] floating point.
-        parameters: tensors that stand in for the module's own, by their names in ``net.named_parameters()``; the rest stay.
-        batch_statistics: "batch": BatchNorm in train mode couples the samples, and ``vjp`` is what ``autograd.grad`` of the batch sum
-            gives. "frozen": the batch statistics count as constants of the linear map (the value is the same).
+        parameters: tensors that stand in for the module's own, by their names in ``net.named_parameters()``; the
+            rest stay.
+        batch_statistics: "batch": BatchNorm in train mode couples the samples, and ``vjp`` is what ``autograd.grad``
+            of the batch sum gives. "frozen": the batch statistics count as constants of the linear map; the value
+            and its own gradient are the same.
 
     Returns:
         A :class:`Linearization`.
 
     Raises:
         TypeError: ``net`` is no module or a DDP/FSDP wrapper, or ``x`` no floating point tensor.
-        ValueError: an unknown ``batch_statistics`` or parameter name, or frozen statistics in a layer that no rule covers.
+        ValueError: an unknown ``batch_statistics`` or parameter name, a parameter of another shape, or frozen
+            statistics in a layer that no rule covers.
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
@@ -53,9 +57,7 @@ def linearize(
     if not isinstance(x, Tensor):
         raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
     if not x.is_floating_point():
-        raise TypeError(
-            f"x: expected a floating point tensor, got {x.dtype}; scale integer images to floats first"
-        )
+        raise TypeError(f"x: expected a floating point tensor, got {x.dtype}; scale integer images to floats first")
     if batch_statistics not in ("batch", "frozen"):
         raise ValueError(f'batch_statistics: expected "batch" or "frozen", got {batch_statistics!r}')
     plan = plan_of(net)
@@ -69,7 +71,7 @@ class Linearization:
 
     Attributes:
         value: net(x), a tensor or a tuple of tensors.
-        rules: module path or operation name -> name of the rule that differentiates it, or "fallback (torch.func)".
+        rules: module path or operation name -> the rule that differentiates it, or "fallback (torch.func)".
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Linearization:
     ):
         self._net, self._plan, self._frozen = net, plan, frozen
         self._parameters = _checked(net, parameters)
+        self._canonical = dict(plan.names) if self._parameters else {}
         self._input = x
         self._saved: list[Any] = []
         values: list[Any] = [x]
@@ -90,9 +93,7 @@ class Linearization:
             values.append(value)
             self._saved.append(saved)
         self.value = _resolve(plan.output, values)
-        self._whole = isinstance(plan.output, Ref) and not isinstance(
-            self.value, Tensor
-        )  # a tuple made by one step
+        self._whole = isinstance(plan.output, Ref) and not isinstance(self.value, Tensor)  # a tuple made by one step
 
     @property
     def rules(self) -> dict[str, str]:
@@ -103,7 +104,9 @@ class Linearization:
         }
 
     def vjp(self, cotangent: Tensor | tuple[Tensor, ...]) -> Tensor:
-        """J^T c, shape of x; for a stack c [K, *value.shape] (a tuple of such where the value is a tuple) [K, *x.shape].
+        """J^T c, shape of x; [K, *x.shape] for a stack c [K, *value.shape].
+
+        Where the value is a tuple, c is a tuple of tensors shaped as its parts, or of stacks.
 
         Raises:
             TypeError: not a tensor (a tuple of tensors where the value is one).
@@ -124,7 +127,7 @@ class Linearization:
         return cotangents[0]
 
     def jvp(self, tangent: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """J t, shape of value; for a stack t [K, *x.shape] [K, *value.shape].
+        """J t, shape of value; [K, *value.shape] for a stack t [K, *x.shape].
 
         Raises:
             TypeError: not a tensor.
@@ -154,7 +157,8 @@ class Linearization:
 
     def _run(self, step: Step, values: list[Any]) -> tuple[Any, Any]:
         """The value of a step and what its products need."""
-        args, kwargs = _resolve(step.args, values), _resolve(step.kwargs, values)
+        args = _resolve(step.args, values)
+        kwargs = {key: _resolve(part, values) for key, part in step.kwargs}
         if step.rule == "evaluate":
             return self._evaluate(step, args, kwargs), None
         if step.rule == "fallback":
@@ -182,7 +186,7 @@ class Linearization:
             return torch.func.functional_call(module, self._parameters_of(step.target), args, kwargs)
         if step.kind == "method":
             return getattr(args[0], step.target)(*args[1:], **kwargs)
-        return step.target(*args, **kwargs)
+        return CALLS[step.target](*args, **kwargs)
 
     def _fall_back(self, step: Step, values: list[Any]) -> tuple[Any, Fallback]:
         slots = tuple(dict.fromkeys(step.slots))
@@ -191,17 +195,16 @@ class Linearization:
             self._refuse_frozen(module, step)
             function = module_function(module, self._parameters_of(step.target))
         elif step.kind == "method":
-            function = _with_aux(
-                lambda first, *rest, **options: getattr(first, step.target)(*rest, **options)
-            )
+            function = _with_aux(lambda first, *rest, **options: getattr(first, step.target)(*rest, **options))
         else:
-            function = _with_aux(step.target)
+            function = _with_aux(CALLS[step.target])
 
         def of_active(*active: Tensor) -> tuple[Any, Any]:
             local = list(values)
             for slot, value in zip(slots, active, strict=True):
                 local[slot] = value
-            return function(*_resolve(step.args, local), **_resolve(step.kwargs, local))
+            kwargs = {key: _resolve(part, local) for key, part in step.kwargs}
+            return function(*_resolve(step.args, local), **kwargs)
 
         fallback = Fallback(of_active, tuple(values[slot] for slot in slots))
         if module is not None:
@@ -214,9 +217,7 @@ class Linearization:
         for name, part in module.named_modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training:
                 path = ".".join(p for p in (step.target, name) if p)
-                raise ValueError(
-                    f'batch_statistics="frozen": {path or type(part).__name__} in train mode has no rule'
-                )
+                raise ValueError(f'batch_statistics="frozen": {path or type(part).__name__} in train mode has no rule')
 
     def _pull(self, step: Step, saved: Any, cotangent: Any, stacked: bool, cotangents: list[Any]) -> None:
         """Add the cotangents of a step's operands to those of the values they are."""
@@ -250,7 +251,7 @@ class Linearization:
 
         def read(name: str) -> Any:
             if self._parameters:
-                full = self._plan.names.get(f"{path}.{name}" if path else name)
+                full = self._canonical.get(f"{path}.{name}" if path else name)
                 if full in self._parameters:
                     return self._parameters[full]
             return getattr(module, name)
@@ -262,7 +263,7 @@ class Linearization:
         prefix = f"{path}." if path else ""
         return {
             name[len(prefix) :]: self._parameters[full]
-            for name, full in self._plan.names.items()
+            for name, full in self._plan.names
             if name.startswith(prefix) and full in self._parameters
         }
 
@@ -273,13 +274,9 @@ def _checked(net: nn.Module, parameters: dict[str, Tensor] | None) -> dict[str, 
     own = dict(net.named_parameters())
     for name, value in parameters.items():
         if name not in own:
-            raise ValueError(
-                f"parameters: {name!r} is no parameter of {type(net).__name__}; it has {', '.join(own)}"
-            )
+            raise ValueError(f"parameters: {name!r} is no parameter of {type(net).__name__}; it has {', '.join(own)}")
         if value.shape != own[name].shape:
-            raise ValueError(
-                f"parameters: {name!r} expected shape {tuple(own[name].shape)}, got {tuple(value.shape)}"
-            )
+            raise ValueError(f"parameters: {name!r} expected shape {tuple(own[name].shape)}, got {tuple(value.shape)}")
     return parameters
 
 
@@ -297,17 +294,13 @@ def _resolve(spec: Any, values: list[Any]) -> Any:
         return values[spec.index]
     if isinstance(spec, tuple):
         return tuple(_resolve(part, values) for part in spec)
-    if isinstance(spec, list):
-        return [_resolve(part, values) for part in spec]
-    if isinstance(spec, dict):
-        return {key: _resolve(part, values) for key, part in spec.items()}
     if isinstance(spec, slice):
         return slice(_resolve(spec.start, values), _resolve(spec.stop, values), _resolve(spec.step, values))
     return spec
 
 
 def _stacked(argument: str, given: Any, like: Any) -> bool:
-    """Whether ``given`` is a stack of things shaped as ``like``; a ValueError when it is neither that nor such a thing."""
+    """Whether ``given`` is a stack of tensors shaped as ``like``, or one such; an error when it is neither."""
     if isinstance(like, Tensor):
         if not isinstance(given, Tensor):
             raise TypeError(f"{argument}: expected a tensor, got {type(given).__name__}")
@@ -316,14 +309,10 @@ def _stacked(argument: str, given: Any, like: Any) -> bool:
         if given.shape[1:] == like.shape and given.dim() > 0:
             return True
         shape = ", ".join(map(str, like.shape))
-        raise ValueError(
-            f"{argument}: expected shape [{shape}] or a stack [K, {shape}], got {list(given.shape)}"
-        )
+        raise ValueError(f"{argument}: expected shape [{shape}] or a stack [K, {shape}], got {list(given.shape)}")
     if not isinstance(given, (tuple, list)) or len(given) != len(like):
         raise TypeError(f"{argument}: expected a tuple of {len(like)} tensors, got {type(given).__name__}")
-    kinds = {
-        _stacked(f"{argument}[{i}]", g, part) for i, (g, part) in enumerate(zip(given, like, strict=True))
-    }
+    kinds = {_stacked(f"{argument}[{i}]", g, part) for i, (g, part) in enumerate(zip(given, like, strict=True))}
     if len(kinds) > 1:
         raise ValueError(f"{argument}: expected all parts single or all parts stacked, got a mixture")
     return kinds.pop()

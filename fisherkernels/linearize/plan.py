@@ -1,8 +1,9 @@
-"""The plan of a network: the order of its operations in plain Python values, and when it has to be made again."""
+"""The plan of a network: its operations in order, in plain Python values, and when to make it again."""
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,14 +17,14 @@ class Ref(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One operation. ``rule`` is a rule's name, or "fallback" (torch.func), or "evaluate" (does not depend on the input)."""
+    """One operation. ``rule``: a rule's name, "fallback" (torch.func) or "evaluate" (independent of the input)."""
 
     name: str  # module path or operation name, as shown by Linearization.rules
-    kind: str  # "module", "function", "method" or "attribute"
-    target: Any  # module path, function, method name or attribute path
+    kind: str  # "module", "function", "method", "attribute" or "constant"
+    target: Any  # module path, key of CALLS, method name, attribute path or constant
     rule: str
     args: tuple
-    kwargs: dict
+    kwargs: tuple[tuple[str, Any], ...]
     slots: tuple  # one index per operand that may depend on the input, -1 where it does not
 
 
@@ -44,9 +45,11 @@ class Plan(NamedTuple):
     steps: tuple[Step, ...]
     output: Any  # Ref, or a tuple of such
     modules: tuple[Module, ...]
-    names: dict[str, str]  # parameter name -> the name under which named_parameters lists it (tied weights)
+    names: tuple[tuple[str, str], ...]  # parameter name, the name under which named_parameters lists it (tied weights)
 
 
+# Functions of steps without a rule, by id: torch.compile takes a plan's numbers and strings as constants, not functions.
+CALLS: dict[int, Callable[..., Any]] = {}
 _PLANS: weakref.WeakKeyDictionary[nn.Module, Plan] = weakref.WeakKeyDictionary()
 
 
@@ -61,10 +64,7 @@ def submodule(net: nn.Module, path: str) -> nn.Module:
 
 def hooked(module: nn.Module) -> bool:
     return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
@@ -82,7 +82,7 @@ def scalars(module: nn.Module) -> tuple[tuple[str, Any], ...]:
 
 
 def holds(net: nn.Module, plan: Plan) -> bool:
-    """Whether everything that the plan took for granted is still so. Under torch.compile every look becomes a guard."""
+    """Whether all that the plan took for granted is still so. Under torch.compile every look becomes a guard."""
     for seen in plan.modules:
         module = submodule(net, seen.path)
         if (
@@ -100,7 +100,7 @@ def holds(net: nn.Module, plan: Plan) -> bool:
 
 @torch.compiler.assume_constant_result
 def plan_of(net: nn.Module) -> Plan:
-    """The plan of ``net`` as it is now; kept until train(), eval(), a replaced layer, a hook or a changed attribute."""
+    """The plan of ``net``; kept until train(), eval(), a replaced layer, a hook or a changed attribute."""
     plan = _PLANS.get(net)
     if plan is None or not _still(net, plan):
         from .trace import make_plan

@@ -1,4 +1,4 @@
-"""From a network to its plan: torch.fx names the operations, each is matched with a rule or with the torch.func fallback."""
+"""From a network to its plan: torch.fx names the operations, each gets its rule or the torch.func fallback."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .plan import Module, Plan, Ref, Step, hooked, scalars
+from .plan import CALLS, Module, Plan, Ref, Step, hooked, scalars
 from .rules import FUNCTIONS, METHODS, MODULES, RULES
 
 # Results of these do not carry a derivative, whatever their argument.
@@ -59,7 +59,7 @@ class _Untraceable(Exception):
 
 
 class _Tracer(fx.Tracer):
-    """Leaves are modules with a rule, modules of torch.nn without one, hooked modules, and whatever cannot be traced by itself."""
+    """Leaves: modules with a rule, torch.nn's own without one, hooked ones, and what cannot be traced by itself."""
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
         if type(module) in MODULES or hooked(module):
@@ -88,7 +88,7 @@ def _graph(module: nn.Module) -> fx.Graph:
     order = {node: i for i, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         if node.op == "get_attr" and id(_attribute(tracer.root, node.target)) not in held:
-            raise _Untraceable  # a tensor made while tracing: perhaps a random one, which must be drawn anew at each call
+            raise _Untraceable  # a tensor made while tracing: perhaps a random one, to be drawn anew at each call
         if _in_place(node, module) and any(order[user] > order[node] for user in node.args[0].users):
             raise _Untraceable  # the changed operand is read again afterwards
     return graph
@@ -115,24 +115,33 @@ def _in_place(node: fx.Node, root: nn.Module) -> bool:
 def make_plan(net: nn.Module) -> Plan:
     """The plan of ``net``; one warning names the modules and operations that go through torch.func."""
     try:
-        steps, output = _steps(net, _graph(net))
+        steps, output = _single(_layer_rule(net)) if type(net) in MODULES else _steps(net, _graph(net))
     except (*_TRACE_ERRORS, _Untraceable):
-        steps = (Step("", "module", "", FALLBACK, (Ref(0),), {}, (0,)),)
-        output = Ref(1)
+        steps, output = _single(FALLBACK)
     slow = [step.name or type(net).__name__ for step in steps if step.rule == FALLBACK]
     if slow:
         warnings.warn(
-            f"fisherkernels.linearize: no rule for {', '.join(slow)} of {type(net).__name__}; torch.func differentiates there "
-            "(correct, slower, and not inside torch.compile's full graph)",
+            f"fisherkernels.linearize: no rule for {', '.join(slow)} of {type(net).__name__}; torch.func "
+            "differentiates there (correct, slower, and not inside torch.compile's full graph)",
             stacklevel=2,
         )
     canonical = {id(p): name for name, p in net.named_parameters()}
-    names = {name: canonical[id(p)] for name, p in net.named_parameters(remove_duplicate=False)}
+    names = tuple((name, canonical[id(p)]) for name, p in net.named_parameters(remove_duplicate=False))
     modules = tuple(
         Module(path, type(m), m.training, tuple(m._modules), hooked(m), scalars(m))
         for path, m in net.named_modules(remove_duplicate=False)
     )
     return Plan(steps, output, modules, names)
+
+
+def _single(rule: str) -> tuple[tuple[Step, ...], Ref]:
+    """A network that is one layer."""
+    return (Step("", "module", "", rule, (Ref(0),), (), (0,)),), Ref(1)
+
+
+def _layer_rule(module: nn.Module) -> str:
+    layer = MODULES.get(type(module))
+    return layer.rule if layer and not hooked(module) and layer.accepts(module) else FALLBACK
 
 
 def _steps(net: nn.Module, graph: fx.Graph) -> tuple[tuple[Step, ...], Any]:
@@ -146,7 +155,7 @@ def _steps(net: nn.Module, graph: fx.Graph) -> tuple[tuple[Step, ...], Any]:
                 index[node] = 0
                 active.add(0)
             elif node.args:  # a further argument of forward, at its default
-                index[node] = _append(steps, Step(node.name, "constant", node.args[0], EVALUATE, (), {}, ()))
+                index[node] = _append(steps, Step(node.name, "constant", node.args[0], EVALUATE, (), (), ()))
             else:
                 raise _Untraceable
         elif node.op == "output":
@@ -173,26 +182,23 @@ def _is_tensor_or_tuple(output: Any) -> bool:
 
 
 def _spec(arg: Any, index: dict[fx.Node, int]) -> Any:
-    """fx arguments with every node replaced by a Ref."""
+    """fx arguments with every node replaced by a Ref; lists become tuples, which torch.compile takes as constants."""
     if isinstance(arg, fx.Node):
         return Ref(index[arg])
     if isinstance(arg, (tuple, list)):
-        parts = [_spec(part, index) for part in arg]
-        return parts if isinstance(arg, list) else tuple(parts)
-    if isinstance(arg, dict):
-        return {key: _spec(value, index) for key, value in arg.items()}
+        return tuple(_spec(part, index) for part in arg)
     if isinstance(arg, slice):
         return slice(_spec(arg.start, index), _spec(arg.stop, index), _spec(arg.step, index))
+    if isinstance(arg, dict):
+        raise _Untraceable
     return arg
 
 
 def _active_refs(spec: Any, active: set[int]) -> list[int]:
     if isinstance(spec, Ref):
         return [spec.index] if spec.index in active else []
-    if isinstance(spec, (tuple, list)):
+    if isinstance(spec, tuple):
         return [i for part in spec for i in _active_refs(part, active)]
-    if isinstance(spec, dict):
-        return [i for part in spec.values() for i in _active_refs(part, active)]
     if isinstance(spec, slice):
         return _active_refs((spec.start, spec.stop, spec.step), active)
     return []
@@ -208,52 +214,44 @@ _KINDS = {
 
 def _step(net: nn.Module, node: fx.Node, index: dict[fx.Node, int], active: set[int]) -> Step:
     kind = _KINDS[node.op]
-    args, kwargs = _spec(tuple(node.args), index), _spec(dict(node.kwargs), index)
+    args = _spec(node.args, index)
+    kwargs = tuple((key, _spec(value, index)) for key, value in node.kwargs.items())
     name = node.target if kind == "module" else node.name
+    target = node.target
+    if kind == "function":
+        target = id(node.target)
+        CALLS[target] = node.target
     used = _active_refs((args, kwargs), active)
     if not used or _static(node):
-        return Step(name, kind, node.target, EVALUATE, args, kwargs, ())
-    rule = _rule(net, node)
-    if rule is not None:
-        slots = _slots(RULES[rule], args, active)
-        if _accepted(net, rule, node, args, kwargs) and sorted(i for i in slots if i >= 0) == sorted(used):
-            return Step(name, kind, node.target, rule, args, kwargs, slots)
-    return Step(name, kind, node.target, FALLBACK, args, kwargs, tuple(used))
+        return Step(name, kind, target, EVALUATE, args, kwargs, ())
+    rule = _rule(net, node, args, dict(kwargs))
+    if rule != FALLBACK:
+        slots = tuple(a.index if isinstance(a, Ref) and a.index in active else -1 for a in RULES[rule].slots(args))
+        if sorted(i for i in slots if i >= 0) == sorted(used):
+            return Step(name, kind, target, rule, args, kwargs, slots)
+    return Step(name, kind, target, FALLBACK, args, kwargs, tuple(used))
 
 
 def _static(node: fx.Node) -> bool:
     if node.op == "call_method":
         return node.target in _STATIC_METHODS
     if node.op == "call_function":
-        return node.target in _STATIC_FUNCTIONS or (
-            node.target is getattr and node.args[1] in _STATIC_ATTRIBUTES
-        )
+        return node.target in _STATIC_FUNCTIONS or (node.target is getattr and node.args[1] in _STATIC_ATTRIBUTES)
     return False
 
 
-def _rule(net: nn.Module, node: fx.Node) -> str | None:
+def _rule(net: nn.Module, node: fx.Node, args: tuple, kwargs: dict) -> str:
+    """The name of the rule for a call, or the fallback."""
     if node.op == "call_module":
-        module = net.get_submodule(node.target)
-        return MODULES[type(module)].rule if type(module) in MODULES and not hooked(module) else None
+        return _layer_rule(net.get_submodule(node.target)) if len(args) == 1 and not kwargs else FALLBACK
     if node.op == "call_method":
-        return METHODS.get(node.target)
-    if node.target is operator.getitem:
-        return "slice"
-    return FUNCTIONS.get(node.target)
-
-
-def _slots(rule, args: tuple, active: set[int]) -> tuple[int, ...]:
-    if not args:
-        return ()
-    return tuple(a.index if isinstance(a, Ref) and a.index in active else -1 for a in rule.slots(args))
-
-
-def _accepted(net: nn.Module, rule: str, node: fx.Node, args: tuple, kwargs: dict) -> bool:
-    if node.op == "call_module":
-        module = net.get_submodule(node.target)
-        return len(args) == 1 and not kwargs and MODULES[type(module)].accepts(module)
+        rule = METHODS.get(node.target)
+    else:
+        rule = "slice" if node.target is operator.getitem else FUNCTIONS.get(node.target)
+    if rule is None:
+        return FALLBACK
     try:
         inspect.signature(RULES[rule].forward).bind(*args, **kwargs)
     except TypeError:
-        return False
-    return RULES[rule].accepts(*args, **kwargs)
+        return FALLBACK
+    return rule if args and RULES[rule].accepts(*args, **kwargs) else FALLBACK

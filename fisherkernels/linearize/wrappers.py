@@ -1,4 +1,4 @@
-"""Networks inside a distributed wrapper: refused, because only the wrapper's own forward synchronises gradients."""
+"""Networks inside a distributed wrapper: refused, as only the wrapper's own forward synchronises gradients."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _DISTRIBUTED = {"DistributedDataParallel", "FullyShardedDataParallel", "DataPara
 def refuse_distributed(net: nn.Module, argument: str) -> None:
     """Raise a TypeError when ``net`` is wrapped for data-parallel training.
 
-    The loss belongs inside the wrapped module: ``DistributedDataParallel(AutoEncoderWithLoss(...))``, whose forward calls the loss.
+    The loss belongs in the forward of the wrapped module: ``DistributedDataParallel(AutoEncoderWithLoss(...))``.
     """
     for kind in type(net).__mro__:
         if kind.__name__ in _DISTRIBUTED and kind.__module__.startswith("torch."):
             raise TypeError(
-                f"{argument}: expected the network itself, got it wrapped in {kind.__name__}, which synchronises gradients only "
-                "through its own forward. Compute the loss in the forward of a module and wrap that module instead"
+                f"{argument}: expected the network itself, got it wrapped in {kind.__name__}, which synchronises "
+                "gradients only through its own forward; compute the loss in the forward of a module and wrap that"
             )

@@ -1,4 +1,4 @@
-"""Elementwise activations: J is the diagonal a'(x). Where torch's own backward operation is differentiable again, it is the product."""
+"""Elementwise activations: J is diagonal, a'(x), applied by torch's backward operation where that has a derivative."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sums, products and quotients of two operands, with broadcasting: residual connections, gates, fixed scalings."""
+"""Sums, products and quotients of two operands, with broadcasting: residual connections, gates, scalings."""
 
 from __future__ import annotations
 

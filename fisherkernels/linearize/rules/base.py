@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 
 class Rule:
-    """Value, Jacobian-vector and vector-Jacobian product of one operation, in ordinary differentiable tensor operations.
+    """Value, Jacobian-vector and vector-Jacobian product of one operation, in differentiable tensor operations.
 
-    ``forward(*args, **kwargs)`` takes what the torch function takes and returns ``(value, saved)``. ``vjp(saved, cotangent, stacked,
-    needs)`` returns one cotangent per slot; ``needs`` says which slots depend on the input, the others may be None.
-    ``jvp(saved, tangents, stacked)`` takes one tangent per slot, None where the slot does not depend on the input. ``stacked``
-    says that a leading dimension K runs over several cotangents or tangents. Saved values are plain tuples, so that
-    torch.compile can follow them.
+    ``forward(*args, **kwargs)`` takes what the torch function takes and returns ``(value, saved)``.
+    ``vjp(saved, cotangent, stacked, needs)`` returns one cotangent per slot; ``needs`` says which slots depend on
+    the input, the others may be None. ``jvp(saved, tangents, stacked)`` takes one tangent per slot, None where the
+    slot does not depend on the input. ``stacked`` says that a leading dimension K runs over several cotangents or
+    tangents. Saved values are plain tuples, so that torch.compile can follow them.
     """
 
     uses_batch_statistics = False  # forward takes the keyword ``frozen``
@@ -39,7 +39,7 @@ class Rule:
 
 
 class Layer(NamedTuple):
-    """How a module calls a rule: ``arguments(module, read)`` gives what follows the input, ``read(name)`` its parameters."""
+    """How a module calls a rule: ``arguments(module, read)`` follow the input, ``read(name)`` gives a parameter."""
 
     rule: str
     arguments: Callable[[nn.Module, Callable[[str], Tensor | None]], tuple] = lambda module, read: ()
@@ -47,7 +47,7 @@ class Layer(NamedTuple):
 
 
 class SymmetricRule(Rule):
-    """A rule of one operand whose Jacobian equals its transpose: every elementwise function, and BatchNorm."""
+    """A rule of one operand whose Jacobian equals its transpose: elementwise functions, and BatchNorm."""
 
     def apply(self, saved: tuple, t: Tensor, stacked: bool) -> Tensor:
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Batch normalisation with batch statistics (train mode), running statistics (eval mode) and frozen batch statistics."""
+"""Batch normalisation with batch statistics (train mode), running statistics (eval mode), or frozen ones."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch.nn import functional as F
 from .base import Layer, SymmetricRule
 
 
-def _per_channel(v: Tensor, like: Tensor) -> Tensor:
-    return v.view(1, -1, *([1] * (like.dim() - 2)))  # [1, C, 1, ...]
+def _per_channel(v: Tensor, dims: int) -> Tensor:
+    return v.view(1, -1, *([1] * (dims - 2)))  # [1, C, 1, ...]
 
 
 class BatchNorm(SymmetricRule):
     """y = w (x - m) r + b per channel, r = 1/sqrt(v + eps).
 
-    Running statistics: J is the diagonal w r. Batch statistics of n values: J t = w r (t - mean(t) - x̂ mean(x̂ t)), x̂ = (x - m) r, which
-    is symmetric, so it serves for J^T too; it couples the samples of a batch, and a stack is the loop of its members. Frozen: the value is
-    the one with batch statistics, the linear map is w r with r held constant.
+    Running statistics: J is the diagonal w r. Batch statistics: J t = w r (t - mean(t) - u mean(u t)), u = (x - m) r,
+    is symmetric, so it serves for J^T too; it couples the samples of a batch, and a stack is the loop of its members.
+    Frozen: the value is the one with batch statistics, the linear map is w r with r held constant.
     """
 
     uses_batch_statistics = True
@@ -41,11 +41,10 @@ class BatchNorm(SymmetricRule):
             return value, (None, weight, None, torch.rsqrt(running_var + eps), eps)
         if input.numel() == input.shape[1]:
             raise ValueError(
-                f"BatchNorm in train mode expected more than one value per channel, got an input of size {tuple(input.shape)}"
+                "BatchNorm in train mode: expected more than one value per channel, "
+                f"got an input of shape {list(input.shape)}"
             )
-        value, mean, rstd = torch.native_batch_norm(
-            input, weight, bias, running_mean, running_var, True, momentum, eps
-        )
+        value, mean, rstd = torch.native_batch_norm(input, weight, bias, running_mean, running_var, True, momentum, eps)
         if frozen:
             return value, (None, weight, None, rstd.detach(), eps)
         return value, (input, weight, mean, rstd, eps)
@@ -54,12 +53,10 @@ class BatchNorm(SymmetricRule):
         input, weight, mean, rstd, eps = saved
         if input is None:
             scale = rstd if weight is None else rstd * weight
-            return t * _per_channel(scale, t[0] if stacked else t)
+            return t * _per_channel(scale, t.dim() - int(stacked))
         if stacked:
             return (
-                torch.stack([self._couple(saved, member) for member in t.unbind()])
-                if len(t)
-                else torch.zeros_like(t)
+                torch.stack([self._couple(saved, member) for member in t.unbind()]) if len(t) else torch.zeros_like(t)
             )
         return self._couple(saved, t)
 

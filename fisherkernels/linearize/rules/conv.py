@@ -58,9 +58,7 @@ class Conv2d(Rule):
 
     def jvp(self, saved, tangents, stacked):
         weight, stride, padding, dilation, groups, _ = saved
-        return fold(
-            lambda t: F.conv2d(t, weight, None, stride, padding, dilation, groups), tangents[0], stacked
-        )
+        return fold(lambda t: F.conv2d(t, weight, None, stride, padding, dilation, groups), tangents[0], stacked)
 
 
 class ConvTranspose2d(Rule):

@@ -93,11 +93,7 @@ class Interpolate(Rule):
         if scale_factor is None or recompute:
             scales = [None] * dims
         else:
-            scales = (
-                list(scale_factor)
-                if isinstance(scale_factor, (tuple, list))
-                else [float(scale_factor)] * dims
-            )
+            scales = list(scale_factor) if isinstance(scale_factor, (tuple, list)) else [float(scale_factor)] * dims
         corners = [] if mode == "nearest" else [bool(align_corners)]
 
         def transpose(c):

@@ -56,7 +56,7 @@ class Slice(Rule):
 
 
 class Split(Rule):
-    """x cut into a tuple along one dimension: J^T joins the pieces' cotangents, zeros for a piece that nothing used."""
+    """x cut into a tuple along one dimension: J^T joins the pieces' cotangents, zeros for an unused piece."""
 
     def __init__(self, operation):
         self.operation = operation

@@ -1,0 +1,168 @@
+"""One network per rule, in its module and functional forms, with the shape of an input."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Function(nn.Module):
+    """A function of the input, with the parameters it wants, as a module's forward."""
+
+    def __init__(self, function, **parameters):
+        super().__init__()
+        self.function = [function]
+        for name, shape in parameters.items():
+            setattr(self, name, nn.Parameter(torch.randn(shape)))
+
+    def forward(self, x):
+        return self.function[0](self, x)
+
+
+class FunctionalBatchNorm(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(channels) + 0.5)
+        self.bias = nn.Parameter(torch.randn(channels))
+        self.register_buffer("running_mean", torch.randn(channels))
+        self.register_buffer("running_var", torch.rand(channels) + 0.5)
+
+    def forward(self, x):
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training)
+
+
+def _settle(net):
+    """Running statistics and affine parameters away from their start."""
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if module.running_mean is not None:
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2.0)
+            if module.affine:
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias)
+    return net
+
+
+def _conv_bn():
+    return nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3))
+
+
+MODULES = {
+    "Linear": (lambda: nn.Linear(3, 5), (4, 3)),
+    "Linear without bias, 3-d": (lambda: nn.Linear(3, 5, bias=False), (4, 2, 3)),
+    "Conv2d": (lambda: nn.Conv2d(2, 3, 3), (4, 2, 6, 5)),
+    "Conv2d strided, padded": (lambda: nn.Conv2d(2, 4, 3, stride=2, padding=2), (3, 2, 7, 8)),
+    "Conv2d dilated, grouped": (
+        lambda: nn.Conv2d(4, 2, (2, 3), stride=(3, 2), padding=1, dilation=2, groups=2),
+        (3, 4, 9, 8),
+    ),
+    "ConvTranspose2d": (lambda: nn.ConvTranspose2d(2, 3, 4, stride=2, padding=1), (3, 2, 3, 4)),
+    "ConvTranspose2d output padding": (
+        lambda: nn.ConvTranspose2d(4, 2, 3, stride=3, padding=1, output_padding=2, groups=2),
+        (3, 4, 3, 2),
+    ),
+    "ConvTranspose2d dilated": (
+        lambda: nn.ConvTranspose2d(2, 3, 2, stride=1, padding=1, output_padding=1, dilation=2),
+        (3, 2, 3, 4),
+    ),
+    "BatchNorm1d train": (lambda: _settle(nn.BatchNorm1d(4)), (5, 4)),
+    "BatchNorm1d train, 3-d": (lambda: _settle(nn.BatchNorm1d(4)), (5, 4, 3)),
+    "BatchNorm1d eval": (lambda: _settle(nn.BatchNorm1d(4)).eval(), (5, 4)),
+    "BatchNorm1d plain": (lambda: nn.BatchNorm1d(4, affine=False, track_running_stats=False), (5, 4)),
+    "BatchNorm1d cumulative": (lambda: _settle(nn.BatchNorm1d(4, momentum=None)), (5, 4)),
+    "BatchNorm2d train": (lambda: _settle(_conv_bn()), (4, 2, 5, 4)),
+    "BatchNorm2d eval": (lambda: _settle(_conv_bn()).eval(), (4, 2, 5, 4)),
+    "ReLU": (nn.ReLU, (4, 3)),
+    "ReLU in place": (lambda: nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True)), (4, 3)),
+    "LeakyReLU": (lambda: nn.LeakyReLU(0.2), (4, 3)),
+    "ELU": (lambda: nn.ELU(0.7), (4, 3)),
+    "SiLU": (nn.SiLU, (4, 3)),
+    "Softplus": (lambda: nn.Softplus(2.0, 1.0), (4, 3)),
+    "Sigmoid": (nn.Sigmoid, (4, 3)),
+    "Tanh": (nn.Tanh, (4, 3)),
+    "Identity": (nn.Identity, (4, 3)),
+    "Dropout train": (lambda: nn.Dropout(0.4), (6, 5)),
+    "Dropout eval": (lambda: nn.Dropout(0.4).eval(), (6, 5)),
+    "AvgPool2d": (lambda: nn.AvgPool2d(2), (3, 2, 5, 6)),
+    "AvgPool2d overlapping": (lambda: nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False), (3, 2, 6, 7)),
+    "AvgPool2d divisor": (lambda: nn.AvgPool2d((2, 3), divisor_override=5), (3, 2, 5, 6)),
+    "Upsample nearest": (lambda: nn.Upsample(scale_factor=2), (3, 2, 3, 4)),
+    "Upsample nearest, fraction": (lambda: nn.Upsample(scale_factor=(1.7, 2.3)), (3, 2, 3, 4)),
+    "Upsample bilinear": (lambda: nn.Upsample(scale_factor=1.5, mode="bilinear"), (3, 2, 3, 4)),
+    "Upsample bilinear, corners": (lambda: nn.Upsample((7, 5), mode="bilinear", align_corners=True), (3, 2, 3, 4)),
+    "Upsample linear": (lambda: nn.Upsample(scale_factor=2.0, mode="linear"), (3, 2, 5)),
+    "Upsample trilinear": (lambda: nn.Upsample(scale_factor=2.0, mode="trilinear"), (2, 1, 2, 3, 2)),
+    "Flatten": (nn.Flatten, (3, 2, 4, 2)),
+    "Flatten middle": (lambda: nn.Flatten(1, -2), (3, 2, 4, 2)),
+    "Unflatten": (lambda: nn.Unflatten(1, (2, -1)), (3, 8)),
+}
+
+FUNCTIONS = {
+    "F.linear": (lambda: Function(lambda m, x: F.linear(x, m.w, m.b), w=(5, 3), b=(5,)), (4, 3)),
+    "F.conv2d": (
+        lambda: Function(lambda m, x: F.conv2d(x, m.w, m.b, stride=2, padding=1), w=(3, 2, 3, 3), b=(3,)),
+        (3, 2, 6, 5),
+    ),
+    "F.conv_transpose2d": (
+        lambda: Function(lambda m, x: F.conv_transpose2d(x, m.w, stride=2, output_padding=1), w=(2, 3, 3, 3)),
+        (3, 2, 3, 4),
+    ),
+    "F.batch_norm train": (lambda: FunctionalBatchNorm(4), (5, 4)),
+    "F.batch_norm eval": (lambda: FunctionalBatchNorm(4).eval(), (5, 4, 3)),
+    "F.relu": (lambda: Function(lambda m, x: F.relu(x)), (4, 3)),
+    "torch.relu": (lambda: Function(lambda m, x: torch.relu(x)), (4, 3)),
+    "Tensor.relu": (lambda: Function(lambda m, x: x.relu()), (4, 3)),
+    "F.leaky_relu": (lambda: Function(lambda m, x: F.leaky_relu(x, 0.3)), (4, 3)),
+    "F.elu": (lambda: Function(lambda m, x: F.elu(x, alpha=1.3)), (4, 3)),
+    "F.silu": (lambda: Function(lambda m, x: F.silu(x)), (4, 3)),
+    "F.softplus": (lambda: Function(lambda m, x: F.softplus(x, beta=0.5)), (4, 3)),
+    "torch.sigmoid": (lambda: Function(lambda m, x: torch.sigmoid(x)), (4, 3)),
+    "F.sigmoid": (lambda: Function(lambda m, x: F.sigmoid(x)), (4, 3)),
+    "Tensor.sigmoid": (lambda: Function(lambda m, x: x.sigmoid()), (4, 3)),
+    "torch.tanh": (lambda: Function(lambda m, x: torch.tanh(x)), (4, 3)),
+    "F.tanh": (lambda: Function(lambda m, x: F.tanh(x)), (4, 3)),
+    "Tensor.tanh": (lambda: Function(lambda m, x: x.tanh()), (4, 3)),
+    "torch.exp": (lambda: Function(lambda m, x: torch.exp(x) + x.exp()), (4, 3)),
+    "negation": (lambda: Function(lambda m, x: -torch.exp(-x)), (4, 3)),
+    "F.dropout": (lambda: Function(lambda m, x: F.dropout(x, 0.3, m.training)), (6, 5)),
+    "F.avg_pool2d": (lambda: Function(lambda m, x: F.avg_pool2d(x, (2, 3), stride=1)), (3, 2, 5, 6)),
+    "F.interpolate nearest": (lambda: Function(lambda m, x: F.interpolate(x, scale_factor=2)), (3, 2, 3, 4)),
+    "F.interpolate bilinear": (
+        lambda: Function(lambda m, x: F.interpolate(x, size=(5, 7), mode="bilinear", align_corners=False)),
+        (3, 2, 3, 4),
+    ),
+    "F.interpolate recomputed": (
+        lambda: Function(lambda m, x: F.interpolate(x, scale_factor=1.6, mode="bilinear", recompute_scale_factor=True)),
+        (3, 2, 3, 4),
+    ),
+    "torch.flatten": (lambda: Function(lambda m, x: torch.flatten(x, 1)), (3, 2, 4)),
+    "Tensor.flatten": (lambda: Function(lambda m, x: x.flatten(start_dim=1)), (3, 2, 4)),
+    "Tensor.unflatten": (lambda: Function(lambda m, x: x.unflatten(1, (2, 4))), (3, 8)),
+    "torch.reshape": (lambda: Function(lambda m, x: torch.reshape(x, (x.shape[0], -1))), (3, 2, 4)),
+    "Tensor.reshape": (lambda: Function(lambda m, x: x.reshape(-1, 4, 2)), (3, 2, 4)),
+    "size arithmetic": (
+        lambda: Function(lambda m, x: x.view(x.shape[0] * (x.size(1) // 2), -1) + torch.zeros_like(x).view(6, -1)),
+        (3, 4, 2),
+    ),
+    "Tensor.view": (lambda: Function(lambda m, x: x.view(x.size(0), -1)), (3, 2, 4)),
+    "squeeze, unsqueeze": (lambda: Function(lambda m, x: x.unsqueeze(1).unsqueeze(-1).squeeze(-1)), (3, 4)),
+    "Tensor.chunk": (lambda: Function(lambda m, x: x.chunk(2, dim=1)), (3, 5)),
+    "torch.chunk, one piece used": (lambda: Function(lambda m, x: torch.chunk(x, 3, -1)[1] * 2), (3, 7)),
+    "torch.split": (lambda: Function(lambda m, x: torch.split(x, (2, 3), dim=1)), (3, 5)),
+    "slices": (lambda: Function(lambda m, x: (x[:, :2], x[..., 2:], x[:, 1], x[:, None, ::2])), (3, 5)),
+    "torch.cat": (lambda: Function(lambda m, x: torch.cat([x, m.w, x * 2], dim=0), w=(2, 3)), (3, 3)),
+    "torch.cat, last dim": (lambda: Function(lambda m, x: torch.cat((x, x.tanh()), -1)), (3, 3)),
+    "residual add": (lambda: Function(lambda m, x: x + torch.tanh(F.linear(x, m.w)), w=(3, 3)), (4, 3)),
+    "add, broadcast": (lambda: Function(lambda m, x: torch.add(x[:, :1] + m.w, x), w=(3,)), (4, 3)),
+    "add in place": (lambda: Function(lambda m, x: x.mul(2).add_(1.0).relu_()), (4, 3)),
+    "sub": (lambda: Function(lambda m, x: 1 - x.sub(m.w) - x[:, :1], w=(4, 3)), (4, 3)),
+    "mul": (lambda: Function(lambda m, x: x * torch.sigmoid(x) * m.w, w=(3,)), (4, 3)),
+    "mul, broadcast": (lambda: Function(lambda m, x: x[:, :1].mul(x) * 3.0), (4, 3)),
+    "square": (lambda: Function(lambda m, x: x * x), (4, 3)),
+    "div": (lambda: Function(lambda m, x: x / (2 + torch.sigmoid(x[:, :1])) / 3.0 + 1 / (m.w + x * x), w=(3,)), (4, 3)),
+}
+
+ALL = {**MODULES, **FUNCTIONS}
+EAGER_ONLY = {"BatchNorm1d cumulative"}  # torch itself reads its counter as a number, which breaks the graph

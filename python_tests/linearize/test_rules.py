@@ -1,0 +1,68 @@
+"""Every rule, module and functional form, against double backward: value, products, stacks, gradients, compiled."""
+
+import copy
+
+import pytest
+import torch
+from linearize_cases import ALL, EAGER_ONLY
+from linearize_oracle import SEED, all_close, check, close, like, parts
+
+from fisherkernels import linearize
+from fisherkernels.linearize.rules import FUNCTIONS, METHODS, MODULES, RULES
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_float64(name):
+    make, shape = ALL[name]
+    check(make(), shape)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_float32(name):
+    make, shape = ALL[name]
+    check(make(), shape, dtype=torch.float32, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name not in EAGER_ONLY])
+def test_compiled(name):
+    """One graph, cold, equal to eager; forward and backward."""
+    make, shape = ALL[name]
+    net = make().double()
+    twin = copy.deepcopy(net)
+    x, y = (torch.linspace(-2, 2, int(torch.tensor(shape).prod()), dtype=torch.float64).reshape(shape) for _ in "xy")
+    x, y = x.sin().requires_grad_(), y.sin().requires_grad_()
+
+    def products(net, x):
+        lin = linearize(net, x)
+        vjp = lin.vjp(like(lin.value, [v.detach() + 1 for v in parts(lin.value)]))
+        stack = lin.vjp(like(lin.value, [torch.stack([v, 2 * v]) for v in parts(lin.value)]))
+        return (*parts(lin.value), vjp, *parts(lin.jvp(vjp)), stack)
+
+    torch._dynamo.reset()
+    torch.manual_seed(SEED)
+    compiled = torch.compile(products, fullgraph=True, backend="aot_eager")(net, x)
+    torch.manual_seed(SEED)
+    eager = products(twin, y)
+    for i, (a, e) in enumerate(zip(compiled, eager, strict=True)):
+        close(a, e, 1e-12, f"output {i}")
+    sum((o * o).sum() for o in compiled).backward()
+    sum((o * o).sum() for o in eager).backward()
+    grads = [[t.grad for t in (leaf, *n.parameters())] for leaf, n in ((x, net), (y, twin))]
+    all_close(*grads, 1e-11, "the sum of squares")
+
+
+def test_every_rule_has_a_case():
+    covered = set()
+    for make, shape in ALL.values():
+        covered |= set(linearize(make(), torch.randn(shape)).rules.values())
+    assert covered == set(RULES)
+
+
+def test_tables_name_known_rules():
+    named = {*FUNCTIONS.values(), *METHODS.values(), *(layer.rule for layer in MODULES.values())}
+    assert named | {"slice"} == set(RULES)
