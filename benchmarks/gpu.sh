@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# On a machine with an NVIDIA GPU: runs the tests marked gpu, then the benchmarks, and leaves everything in OUT_DIR.
+#   benchmarks/gpu.sh OUT_DIR [ROUNDS]
+# FISHERKERNELS_LIBRARY_DIR names libraries already built (CMake's build/.../lib); where it is unset, or they do not
+# load, they are built here for this GPU. PYTHON names an interpreter with torch, pytest, hypothesis, cmake, pybind11.
+set -euo pipefail
+out=${1:?usage: benchmarks/gpu.sh OUT_DIR [ROUNDS]}
+rounds=${2:-25}
+python=${PYTHON:-python3}
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+cd "$(dirname "$0")/.."
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+
+"$python" - <<'EOF'
+import torch
+if not torch.cuda.is_available():
+    raise SystemExit("benchmarks/gpu.sh: torch sees no CUDA device here")
+print(torch.__version__, torch.cuda.get_device_name(), torch.cuda.get_device_capability())
+EOF
+
+cuda_is_active() {
+    "$python" -c 'from fisherkernels.ops import backends; s = backends()["cuda"]; raise SystemExit(not s.active)'
+}
+
+if [[ -z ${FISHERKERNELS_LIBRARY_DIR:-} ]] || ! cuda_is_active; then
+    archs=$("$python" -c 'import torch; print("{}.{}".format(*torch.cuda.get_device_capability()))')
+    FISHERKERNELS_CUDA=1 TORCH_CUDA_ARCH_LIST=$archs cmake -S . -B build/gpu -G Ninja \
+        -DPython_EXECUTABLE="$("$python" -c 'import sys; print(sys.executable)')" >"$out/build.log"
+    cmake --build build/gpu >>"$out/build.log"
+    export FISHERKERNELS_LIBRARY_DIR=$PWD/build/gpu/lib
+fi
+cuda_is_active || { echo "benchmarks/gpu.sh: the CUDA library does not load" >&2; exit 1; }
+
+tests=0
+"$python" -m pytest python_tests -m gpu -p no:cacheprovider 2>&1 | tee "$out/tests.log" || tests=$?
+"$python" -m benchmarks run --device cuda --rounds "$rounds" --out "$out" 2>&1 | tee "$out/benchmarks.log"
+if ((tests != 0)); then
+    echo "benchmarks/gpu.sh: tests failed, see $out/tests.log; do not report the timings" >&2
+fi
+exit "$tests"
