@@ -20,12 +20,12 @@ py::dict build_facts() {
   return facts;
 }
 
-// The order in which the clones of csrc/cpu are tried when the library is loaded.
+// The clone that the loader picks for the kernels of csrc/cpu (see FK_CLONES there).
 std::string vector_isa() {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f")) return "AVX-512";
-  if (__builtin_cpu_supports("avx2")) return "AVX2";
+  if (__builtin_cpu_supports("x86-64-v4")) return "AVX-512";
+  if (__builtin_cpu_supports("x86-64-v3")) return "AVX2";
 #endif
   return "baseline";
 }
@@ -33,6 +33,8 @@ std::string vector_isa() {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-  m.def("build_facts", &build_facts, "What this build holds: libraries, torch, compiler, CUDA toolkit and archs.");
-  m.def("vector_isa", &vector_isa, "The vector instructions the CPU kernels' clones run with on this machine.");
+  m.def("build_facts", &build_facts,
+        "What this build holds: libraries, torch, compiler, CUDA toolkit and archs.");
+  m.def("vector_isa", &vector_isa,
+        "The vector instructions the CPU kernels' clones run with on this machine.");
 }
