@@ -30,7 +30,10 @@ class Fallback:
         return _loop(self._pull, cotangent, self.inputs) if stacked else self._pull(cotangent)
 
     def jvp(self, tangents: tuple[Tensor | None, ...], stacked: bool) -> Any:
-        """J t is the transpose of the pullback, which is linear in the cotangent."""
+        """J t is the transpose of the pullback, which is linear in the cotangent.
+
+        Its gradient takes torch's formulas to third order, where BatchNorm's refuse and LayerNorm's are wrong.
+        """
         given = next(t for t in tangents if t is not None)
         front = given.shape[:1] if stacked else ()
         pairs = zip(tangents, self.inputs, strict=True)

@@ -48,7 +48,7 @@ class Plan(NamedTuple):
     names: tuple[tuple[str, str], ...]  # parameter name, the name under which named_parameters lists it (tied weights)
 
 
-# Functions of steps without a rule, by id: torch.compile takes a plan's numbers and strings as constants, not functions.
+# Functions of steps without a rule, by id: torch.compile takes a plan's numbers and strings as constants only.
 CALLS: dict[int, Callable[..., Any]] = {}
 _PLANS: weakref.WeakKeyDictionary[nn.Module, Plan] = weakref.WeakKeyDictionary()
 

@@ -114,8 +114,10 @@ def _in_place(node: fx.Node, root: nn.Module) -> bool:
 
 def make_plan(net: nn.Module) -> Plan:
     """The plan of ``net``; one warning names the modules and operations that go through torch.func."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        steps, output = _single(_layer_rule(net)) if type(net) in MODULES else _steps(net, _graph(net))
+        with torch.random.fork_rng(devices=devices):  # tracing runs the forward's Python, which may draw numbers
+            steps, output = _single(_layer_rule(net)) if type(net) in MODULES else _steps(net, _graph(net))
     except (*_TRACE_ERRORS, _Untraceable):
         steps, output = _single(FALLBACK)
     slow = [step.name or type(net).__name__ for step in steps if step.rule == FALLBACK]
