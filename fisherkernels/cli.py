@@ -11,11 +11,11 @@ COMMANDS = {  # name -> (module:function taking the arguments after "fisherkerne
     "validate": (TRAINING, "the loss terms of a trained model on the validation set"),
     "test": (TRAINING, "loss terms and reconstruction errors of a trained model on the test set"),
     "predict": (TRAINING, "write latent codes and reconstructions of the test set to a file"),
-    "info": ("fisherkernels.info:main", "versions, active backends, CUDA architectures, vector ISA, threads"),
+    "info": ("fisherkernels.cli:print_info", "versions, active backends, CUDA architectures, vector ISA, threads"),
 }
 TRACEBACK = "FISHERKERNELS_TRACEBACK"
 EXTRA_MODULES = ("lightning", "jsonargparse", "tensorboard", "torchvision", "sklearn", "torchmetrics", "matplotlib")
-USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError)
+USER_ERRORS = (ValueError, TypeError, OSError)
 
 
 def usage() -> str:
@@ -25,8 +25,18 @@ def usage() -> str:
     return "\n".join(lines)
 
 
+def print_info(arguments: Sequence[str]) -> None:
+    """``fisherkernels info``."""
+    from fisherkernels.info import render
+
+    if len(arguments) > 1:
+        raise ValueError(f"info: expected no arguments, received {' '.join(arguments[1:])}")
+    print(render())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one subcommand. Returns 0, or 2 after one line on stderr for a mistake in what the user gave.
+    """Runs one subcommand. Returns 0; after one line on stderr, 2 for a mistake in what the user gave and 1 for a run
+    that ended in NaN or infinity.
 
     ``FISHERKERNELS_TRACEBACK=1`` lets the traceback through.
     """
@@ -43,19 +53,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if _want_traceback() or (error.name or "").partition(".")[0] not in EXTRA_MODULES:
             raise
         return _fail(f"{arguments[0]!r} needs {error.name}: pip install 'fisherkernels[train]'")
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, FloatingPointError) as error:
         if _want_traceback():
             raise
-        return _fail(f"{' '.join(str(error).split())} ({TRACEBACK}=1 shows the traceback)")
+        status = 1 if isinstance(error, FloatingPointError) else 2
+        return _fail(f"{' '.join(str(error).split())} ({TRACEBACK}=1 shows the traceback)", status)
 
 
 def _want_traceback() -> bool:
     return os.environ.get(TRACEBACK, "0") not in ("", "0")
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, status: int = 2) -> int:
     print(f"fisherkernels: error: {message}", file=sys.stderr)
-    return 2
+    return status
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@
 import argparse
 import json
 import logging
+import re
+import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from fisherkernels.training import run_folder
 from fisherkernels.training.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from fisherkernels.training.loggers import CSVMetrics, TensorBoardEvents
 from fisherkernels.training.predictions import PredictionWriter
+from fisherkernels.training.progress import PlainProgress
 
 LATENT_DIM = "model.init_args.latent_dim"
 
@@ -82,20 +86,26 @@ class CommandLine(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         self.config_init[self.subcommand]["ckpt_path"] = self._checkpoint
+        nets = self._get(self.config, "model").init_args
+        for name in ("encoder", "decoder"):  # so that MODEL.load_from_checkpoint(path) can build them
+            if name in nets:
+                self.model.hparams[name] = nets[name].as_dict()
         if self._checkpoint:
             rank_zero_print(f"checkpoint: {self._checkpoint}")
 
     def instantiate_trainer(self, **kwargs) -> pl.Trainer:
         config = self._get(self.config_init, "trainer")
         callbacks = list(config.get("callbacks") or [])
-        recording = self.subcommand == "fit" and not config["fast_dev_run"]
-        if recording and config["enable_checkpointing"] is not False:
+        if config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
             every = self._get(self.config, "checkpoint_every_n_steps")
             callbacks.append(RunCheckpoints(self.folder / "checkpoints", every))
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter(self.folder))
+        if config["enable_progress_bar"] is None and not sys.stderr.isatty():
+            callbacks.append(PlainProgress())
         if config["logger"] in (None, True):
-            kwargs["logger"] = [CSVMetrics(self.folder), TensorBoardEvents(self.folder)] if recording else False
+            loggers = [CSVMetrics(self.folder), TensorBoardEvents(self.folder)]
+            kwargs["logger"] = loggers if self.subcommand == "fit" else False
         plugins = config.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         return super().instantiate_trainer(callbacks=callbacks, plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
@@ -126,11 +136,19 @@ class CommandLine(LightningCLI):
 rank_zero_print = rank_zero_only(print)
 
 
+def _first_cause(message: str) -> str:
+    """jsonargparse lists what was wrong for each type an option may have; the first is the one that was meant."""
+    return re.sub(r"Does not validate against any of the Union subtypes.*?Errors:\s*- (.*?)\n\s*- Expected.*", r"\1",
+                  message, flags=re.DOTALL)  # fmt: skip
+
+
 def main(arguments: Sequence[str]) -> None:
     """Runs ``fit``, ``validate``, ``test`` or ``predict``. Raises ValueError for arguments that do not parse."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for harmless in (".*LeafSpec.*", "Couldn't infer the batch indices"):
+        warnings.filterwarnings("ignore", message=harmless, module="lightning")
     try:
         CommandLine(arguments)
     except argparse.ArgumentError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(_first_cause(str(error))) from error
