@@ -87,16 +87,21 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
+def check_beside(name: str, tensor: torch.Tensor, x: torch.Tensor) -> None:
+    """A few numbers used beside x: its device and dtype, or float32 beside half precision."""
+    if tensor.dtype != working_dtype(x.dtype):
+        check_same(name, tensor, "x", x)
+    elif tensor.device != x.device:
+        raise ValueError(f"{name}: expected device {x.device}, that of x, received {tensor.device}")
+
+
 def as_variance(variance, x: torch.Tensor) -> torch.Tensor:
     """The decoder's variance as a tensor, 0-d or [D]."""
     if not isinstance(variance, torch.Tensor):
         check_number("variance", variance, positive=True)
         return torch.full((), variance, dtype=working_dtype(x.dtype), device=x.device)
     features = math.prod(x.shape[1:])
-    if variance.dtype not in (x.dtype, working_dtype(x.dtype)):
-        raise TypeError(f"variance: expected dtype {x.dtype}, that of x, received {variance.dtype}")
-    if variance.device != x.device:
-        raise ValueError(f"variance: expected device {x.device}, that of x, received {variance.device}")
+    check_beside("variance", variance, x)
     if variance.dim() > 0 and variance.shape not in ((features,), x.shape[1:]):
         raise ValueError(
             f"variance: expected a float or a tensor of shape [], [{features}] or {list(x.shape[1:])}, "

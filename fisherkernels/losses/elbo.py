@@ -113,10 +113,11 @@ def negative_log_likelihood(output, data, likelihood: str, variance: torch.Tenso
     if likelihood == "bernoulli_logits":
         return F.binary_cross_entropy_with_logits(output, data, reduction="none").sum(-1)
     check_unit_interval("decoder's output", output, likelihood)
-    missing = output.isnan()  # binary_cross_entropy raises on NaN; here a NaN stays in its sample
+    missing = output.isnan() | data.isnan()  # binary_cross_entropy raises on NaN; here it stays in its sample
+    probability, label = torch.where(missing, 0.5, output), torch.where(missing, 0.5, data)
     with torch.autocast(output.device.type, enabled=False):
-        entropy = F.binary_cross_entropy(torch.where(missing, 0.5, output), data, reduction="none")
-    return torch.where(missing, output, entropy).sum(-1)
+        entropy = F.binary_cross_entropy(probability, label, reduction="none")
+    return torch.where(missing, output + data, entropy).sum(-1)
 
 
 def check_beta(beta) -> None:

@@ -108,7 +108,7 @@ def fisher_ae_loss(
         with torch.no_grad():
             likelihood_score = decoder_vjp(decoded, residual.detach())
     posterior = ops.posterior_residual(
-        eps.flatten(0, 1), log_std, z, prior_coefficients(prior), likelihood_score, prior_score(prior, z)
+        eps.flatten(0, 1), log_std, z, prior_coefficients(prior, x), likelihood_score, prior_score(prior, z)
     )
     terms = {
         "posterior": posterior.view(num_samples, -1).mean(0),
@@ -119,9 +119,13 @@ def fisher_ae_loss(
     return reduce_terms(terms, reduction)
 
 
-def prior_coefficients(prior) -> torch.Tensor | None:
+def prior_coefficients(prior, x: torch.Tensor) -> torch.Tensor | None:
     """[d, K] where the prior's score is the polynomial one that the kernel evaluates itself."""
-    return prior.coefficients if type(prior) is PolynomialExponentialFamily else None
+    if type(prior) is not PolynomialExponentialFamily:
+        return None
+    coefficients = prior.coefficients
+    checks.check_beside("prior", coefficients, x)
+    return coefficients
 
 
 def prior_score(prior, z: torch.Tensor) -> torch.Tensor | None:

@@ -73,8 +73,8 @@ class PolynomialExponentialFamily(FactorisedPrior):
             return raw
         rho, squared = raw[:, -1:], self._smoothing**2
         root = (rho.square() + squared).sqrt()
-        # rho + root for rho > 0, and the same without cancellation for rho < 0
-        total = torch.where(rho > 0, rho + root, squared / (root + rho.abs()))
+        positive = rho > 0  # rho + root, for rho <= 0 rewritten so that nothing cancels
+        total = torch.where(positive, rho + root, squared / (root - rho.where(~positive, 0.0)))
         return torch.cat([raw[:, :-1], -0.5 * total], dim=1)
 
     def extra_repr(self) -> str:

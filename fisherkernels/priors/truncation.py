@@ -26,9 +26,9 @@ def truncation_bounds(coefficients: torch.Tensor, interval: tuple[float, float] 
 
 
 def stationary_points(density: np.polynomial.Polynomial) -> np.ndarray:
-    """The real roots of the score, ascending."""
+    """The real roots of the score, ascending, each once."""
     roots = density.deriv().roots() if density.degree() > 1 else np.zeros(0)
-    return np.sort(roots.real[np.abs(roots.imag) <= 1e-7 * (1 + np.abs(roots))])
+    return np.unique(roots.real[np.abs(roots.imag) <= 1e-7 * (1 + np.abs(roots))])
 
 
 def cut(density, stationary: np.ndarray, interval: tuple[float, float] | None) -> tuple[float, float]:
@@ -71,7 +71,8 @@ def extrema(density, stationary: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return stationary, stationary
     between = 0.5 * (stationary[1:] + stationary[:-1])
     signs = np.sign(density.deriv()(np.concatenate([[stationary[0] - 1], between, [stationary[-1] + 1]])))
-    return stationary[signs[:-1] > signs[1:]], stationary[signs[:-1] < signs[1:]]
+    left, right = signs[:-1], signs[1:]
+    return stationary[(left > 0) & (right < 0)], stationary[(left < 0) & (right > 0)]
 
 
 def descend(density, start: float, direction: float, threshold: float) -> float:
