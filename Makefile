@@ -28,6 +28,7 @@ test: $(INSTALLED)
 # Takes a while: run it on a quiet machine. Results go to benchmarks/results, the tables to README.md.
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks run
+	$(BIN)/python -m benchmarks run --suite ops --allocator default
 	$(BIN)/python -m benchmarks report
 
 lint: $(INSTALLED)

@@ -72,7 +72,8 @@ def _run(options):
         print(report.table(result))
         if options.case is None:
             options.out.mkdir(parents=True, exist_ok=True)
-            path = options.out / f"{suite}-{device.type}.json"
+            suffix = "-default-allocator" if allocator == "default" else ""
+            path = options.out / f"{suite}-{device.type}{suffix}.json"
             path.write_text(json.dumps(result, indent=1) + "\n")
             print(f"wrote {path}")
 

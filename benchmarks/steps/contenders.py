@@ -84,7 +84,7 @@ def fisher_ae_case(name, title, make_model, x_shape, latent_dim):
             contender("eager double backward", "double_backward"),
             contender("eager double backward, encoder twice", "double_backward_as_printed"),
             contender("torch.compile of double backward", "double_backward", False),
-            contender("the same, trace_autograd_ops", "double_backward", True, TRACED),
+            contender("torch.compile with trace_autograd_ops", "double_backward", True, TRACED),
             contender("ELBO, for scale", "elbo", reference=step(make_model, "reference_elbo")),
         ),
         outputs=("loss", "gradients"),
