@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import operator
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -83,15 +85,40 @@ def _graph(module: nn.Module) -> fx.Graph:
     if hooked(module) or torch.nn.utils.parametrize.is_parametrized(module):
         raise _Untraceable
     tracer = _Tracer()
-    graph = tracer.trace(module)
+    with _state_kept(module):
+        graph = tracer.trace(module)
     held = {id(t) for t in (*module.parameters(), *module.buffers())}
     order = {node: i for i, node in enumerate(graph.nodes)}
     for node in graph.nodes:
-        if node.op == "get_attr" and id(_attribute(tracer.root, node.target)) not in held:
+        if node.op == "get_attr" and id(_attribute(module, node.target)) not in held:
             raise _Untraceable  # a tensor made while tracing: perhaps a random one, to be drawn anew at each call
-        if _in_place(node, module) and any(order[user] > order[node] for user in node.args[0].users):
-            raise _Untraceable  # the changed operand is read again afterwards
+        if _in_place(node, module):
+            changed = node.args[0]
+            if changed.op == "get_attr" or any(order[user] > order[node] for user in changed.users):
+                raise _Untraceable  # a buffer is written, or the changed operand is read again afterwards
     return graph
+
+
+@contextlib.contextmanager
+def _state_kept(module: nn.Module) -> Iterator[None]:
+    """Tracing runs the forward once; one that changes buffers or plain attributes by itself has to run every time."""
+    buffers = [(buffer, buffer._version, buffer.detach().clone()) for buffer in module.buffers()]
+    attributes = [(m, dict(scalars(m))) for m in module.modules()]
+    try:
+        yield
+    finally:
+        written = [
+            (buffer, copy)
+            for buffer, version, copy in buffers
+            if buffer._version != version and not torch.equal(buffer, copy)
+        ]
+        for buffer, copy in written:
+            buffer.detach().copy_(copy)
+        changed = [(m, before) for m, before in attributes if dict(scalars(m)) != before]
+        for m, before in changed:
+            vars(m).update(before)
+    if written or changed:
+        raise _Untraceable
 
 
 def _attribute(root: Any, path: str) -> Any:
@@ -129,11 +156,16 @@ def make_plan(net: nn.Module) -> Plan:
         )
     canonical = {id(p): name for name, p in net.named_parameters()}
     names = tuple((name, canonical[id(p)]) for name, p in net.named_parameters(remove_duplicate=False))
+    called = {step.target for step in steps if step.kind == "module"}  # these run, or are read, at every call
     modules = tuple(
-        Module(path, type(m), m.training, tuple(m._modules), hooked(m), scalars(m))
+        Module(path, type(m), m.training, tuple(m._modules), hooked(m), () if _inside(path, called) else scalars(m))
         for path, m in net.named_modules(remove_duplicate=False)
     )
     return Plan(steps, output, modules, names)
+
+
+def _inside(path: str, called: set[str]) -> bool:
+    return any(path == outer or not outer or path.startswith(outer + ".") for outer in called)
 
 
 def _single(rule: str) -> tuple[tuple[Step, ...], Ref]:

@@ -54,6 +54,21 @@ class Noisy(nn.Module):
         return torch.tanh(self.layer(x)) * torch.randn(3, dtype=torch.float64)
 
 
+class Counting(nn.Module):
+    """Changes a buffer and an attribute of its own in forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.calls = nn.Linear(4, 3), 0
+        self.register_buffer("average", torch.zeros(3, dtype=torch.float64))
+
+    def forward(self, x):
+        self.calls += 1
+        y = self.layer(x)
+        self.average.mul_(0.5).add_(y.detach().mean(0))
+        return torch.tanh(y)
+
+
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     batch=st.integers(1, 7),
@@ -255,6 +270,18 @@ def test_fallback_of_train_mode_batch_norm_updates_its_statistics_once():
     assert net[1].num_batches_tracked == 1
     with pytest.raises(ValueError, match="batch_statistics.*1 in train mode"):
         linearize(net, x, batch_statistics="frozen")
+
+
+def test_forward_that_changes_its_own_state_runs_every_time():
+    net = nn.Sequential(Counting()).double()
+    twin = copy.deepcopy(net)
+    x = torch.randn(5, 4, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="no rule for 0"):
+        for _ in range(3):
+            linearize(net, x)
+            twin(x)
+    assert net[0].calls == twin[0].calls == 3
+    close(net[0].average, twin[0].average, 1e-14, "buffer")
 
 
 def test_value_that_does_not_depend_on_the_input():
