@@ -20,7 +20,7 @@ export BUILD_REQUIREMENTS
 
 # Trains a Fisher AE and a VAE on bundled digits (minutes on two cores) and writes runs/demo/report.html.
 demo: $(INSTALLED)
-	$(BIN)/python -m fisherkernels.cli demo
+	$(BIN)/fisherkernels demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest python_tests -n 2
