@@ -49,7 +49,7 @@ def functions(lines):
     for line in lines:
         if match := re.match(r"arch = (\S+)", line):
             arch = match[1]
-        elif match := re.match(r"\s*Function\s*:?\s*(?:void )?(.*?)\(.*\):?$", _plain(line)):
+        elif match := re.match(r"\s*Function\s*:?\s*(?:void )?(\w+<.*?>)\(", _plain(line)):
             function = match[1]
         elif function:
             yield arch, function, line
@@ -129,7 +129,8 @@ def main():
         f"Written by `python -m benchmarks.cuda_table` from the library's machine code: nvcc {facts['cuda_toolkit']}, "
         f"compute capabilities {', '.join(facts['cuda_archs'])}. Blocks have 256 threads. Where the architectures "
         "differ, a cell holds one number for each, in the order of the register columns. `elements per access` is 1 "
-        "for rows that do not start on 16-byte boundaries.",
+        "for rows that do not start on 16-byte boundaries. From sm_90 on, shared memory includes the 1,024 bytes that "
+        "CUDA keeps for itself.",
         "",
         f"{len(kernels)} kernels, {len(spilled)} with spills.",
         "",

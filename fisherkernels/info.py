@@ -40,7 +40,7 @@ def info() -> dict[str, Any]:
         name: {"active": status.active, "path": str(status.path or "") or None, "reason": status.reason or None}
         for name, status in backends().items()
     }
-    if not statuses["cuda"]["active"] and built.get("cuda_missing"):
+    if statuses["cuda"]["reason"] == "no such file" and built.get("cuda_missing"):
         statuses["cuda"]["reason"] = f"not built: {built['cuda_missing']}"
     archs = built.get("cuda_archs", [])
     versions = {

@@ -7,7 +7,7 @@ namespace fisherkernels::cuda {
 namespace {
 
 template <typename T, int N, bool kPerColumn, typename A = Accumulate<T>>
-__global__ void __launch_bounds__(kBlock)
+__global__ void __launch_bounds__(kBlock, 2)
     gaussian_score_kernel(const T* __restrict__ x,         // [M, D]
                           const T* __restrict__ mean,      // [R, D]
                           const A* __restrict__ variance,  // [D] or [1]
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kBlock)
 }
 
 template <typename T, int N, bool kPerColumn, typename A = Accumulate<T>>
-__global__ void __launch_bounds__(kBlock)
+__global__ void __launch_bounds__(kBlock, 2)
     gaussian_score_backward_kernel(const A* __restrict__ grad_value,     // [R]
                                    const T* __restrict__ grad_residual,  // [R, D] or null
                                    const T* __restrict__ residual,       // [R, D]

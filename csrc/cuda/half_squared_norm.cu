@@ -6,9 +6,10 @@ namespace fisherkernels::cuda {
 namespace {
 
 template <typename T, int N, typename A = Accumulate<T>>
-__global__ void __launch_bounds__(kBlock) half_squared_norm_kernel(const T* __restrict__ t,  // [R, D]
-                                                                   A* __restrict__ value,    // [R]
-                                                                   int64_t rows, int64_t columns, int group) {
+__global__ void __launch_bounds__(kBlock, 2)
+    half_squared_norm_kernel(const T* __restrict__ t,  // [R, D]
+                             A* __restrict__ value,    // [R]
+                             int64_t rows, int64_t columns, int group) {
   const int64_t row = group_row(group);
   A squares = 0;
   if (row < rows) {
@@ -23,7 +24,7 @@ __global__ void __launch_bounds__(kBlock) half_squared_norm_kernel(const T* __re
 }
 
 template <typename T, int N, typename A = Accumulate<T>>
-__global__ void __launch_bounds__(kBlock)
+__global__ void __launch_bounds__(kBlock, 2)
     half_squared_norm_backward_kernel(const A* __restrict__ grad_value,  // [R]
                                       const T* __restrict__ t,           // [R, D]
                                       T* __restrict__ grad,              // [R, D]

@@ -6,7 +6,7 @@ namespace {
 
 // A thread owns columns of one row of log_std, so that 1/σ is computed once for all of its samples.
 template <typename T, int N, typename A = Accumulate<T>>
-__global__ void __launch_bounds__(kBlock)
+__global__ void __launch_bounds__(kBlock, 2)
     stability_cotangent_kernel(const T* __restrict__ eps,      // [R, d]
                                const T* __restrict__ log_std,  // [M, d]
                                T* __restrict__ cotangent,      // [R, 2d]
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kBlock)
 }
 
 template <typename T, int N, typename A = Accumulate<T>>
-__global__ void __launch_bounds__(kBlock)
+__global__ void __launch_bounds__(kBlock, 2)
     stability_cotangent_backward_kernel(const T* __restrict__ grad,     // [R, 2d]
                                         const T* __restrict__ eps,      // [R, d]
                                         const T* __restrict__ log_std,  // [M, d]

@@ -48,7 +48,7 @@ __device__ Pack<A, N> reduce_rows(Pack<A, N> value, A* shared) {
 
 // Second stage: partials [S, C] -> sums [C].
 template <typename A>
-__global__ void __launch_bounds__(kBlock)
+__global__ void __launch_bounds__(kBlock, 2)
     sum_rows_kernel(const A* __restrict__ partials, A* __restrict__ sums, int64_t rows, int64_t columns) {
   __shared__ A shared[kBlock];
   const int64_t column = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
