@@ -52,7 +52,7 @@ def _run(options):
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     allocator = "torch"
     if device.type == "cpu":
         kept = options.allocator == "keep" and memory.keep_freed_memory()

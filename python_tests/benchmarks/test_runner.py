@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import bandwidth
 from benchmarks.runner import measure
 from benchmarks.timing import interleave, quartiles
 
@@ -31,6 +32,11 @@ def test_rounds_are_interleaved_rotated_and_share_fresh_inputs():
     assert [name for name, _ in seen] == list("aabbcc" + "bbccaa" + "ccaabb")
     assert [x for _, x in seen] == [0, 1] * 3 + [2, 3] * 3 + [4, 5] * 3
     assert {name: len(times) for name, times in samples.items()} == {"a": 2, "b": 2, "c": 2}
+
+
+def test_copy_bandwidth_counts_bytes_read_and_written(monkeypatch):
+    monkeypatch.setattr(bandwidth, "interleave", lambda *_, **__: {"copy": [2.0, 0.5]})
+    assert bandwidth.copy_bandwidth(CPU, sizes=(3, 1)) == 2 * 3 * 2**20 / 0.5
 
 
 def test_quartiles():
