@@ -78,7 +78,11 @@ FK_HOST_DEVICE T exp_taylor(T r) {
                                           1.0 / 479001600,
                                           1.0 / 6227020800.0};
   T sum = static_cast<T>(kInverseFactorial[ExpConstants<T>::kDegree]);
+#if defined(__CUDACC__)
+#pragma unroll
+#else
 #pragma GCC unroll 16
+#endif
   for (int k = ExpConstants<T>::kDegree - 1; k >= 0; --k) {
     sum = sum * r + static_cast<T>(kInverseFactorial[k]);
   }
