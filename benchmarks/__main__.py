@@ -21,9 +21,7 @@ def main(arguments=None):
     run.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     run.add_argument("--rounds", type=int, default=25, help="timed rounds; report wants at least 15")
     run.add_argument("--threads", type=int, help="default: torch's own choice")
-    run.add_argument(
-        "--allocator", choices=["keep", "default"], default="keep", help="keep: reuse freed memory"
-    )
+    run.add_argument("--allocator", choices=["keep", "default"], default="keep", help="keep: reuse freed memory")
     run.add_argument("--no-memory", dest="memory", action="store_false", help="leave out peak memory")
     run.add_argument("--out", type=Path, default=RESULTS)
 

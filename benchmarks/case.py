@@ -25,6 +25,8 @@ class Contender:
 class Case:
     """`inputs(generator)` draws fresh float32 inputs; `reference` is built in float64 on the CPU.
 
+    `exact_inputs(generator)` draws those of the float64 check instead, where the full size would take too long.
+
     `bytes_moved`: each input read once, each output written once, forward and backward; None where arithmetic
     is the limit. `tolerances`: the largest relative RMS error allowed, by dtype; float32 is timed, every dtype
     named is checked before that.
@@ -37,6 +39,7 @@ class Case:
     contenders: tuple[Contender, ...]
     outputs: tuple[str, ...]
     tolerances: dict[torch.dtype, float] = field(default_factory=lambda: {torch.float32: 1e-5})
+    exact_inputs: Callable[[torch.Generator], tuple[torch.Tensor, ...]] | None = None
     bytes_moved: int | None = None
     traffic: str = ""  # how bytes_moved is counted, in words
 
@@ -52,5 +55,6 @@ class Case:
         raise ValueError(f"{self.name}: contender must be one of {names}, got {name!r}")
 
 
-def draw(case, generator, device, dtype):
-    return tuple(t.to(device=device, dtype=dtype) for t in case.inputs(generator))
+def draw(case, generator, device, dtype, check=False):
+    small = check and dtype == torch.float64 and case.exact_inputs
+    return tuple(t.to(device=device, dtype=dtype) for t in (small or case.inputs)(generator))

@@ -29,21 +29,34 @@ def relative_rms(output, reference):
     return math.sqrt(difference / norm) if norm > 0 else (0.0 if difference == 0 else math.inf)
 
 
-def check(case, contender, run, device, dtype, seed):
-    """{output name: relative RMS error}; raises WrongResult where one is beyond the case's tolerance."""
-    inputs = draw(case, torch.Generator().manual_seed(seed), device, dtype)
-    reference = (contender.reference or case.reference)(torch.device("cpu"), torch.float64)
-    expected = reference(*(t.to("cpu", torch.float64) for t in inputs))
-    received = run(*inputs)
-    if len(received) != len(expected):
-        raise WrongResult(f"gave {len(received)} outputs, expected {len(expected)}")
-    errors = {name: relative_rms(o, r) for name, o, r in zip(case.outputs, received, expected, strict=True)}
-    tolerance = case.tolerances[dtype]
-    for name, error in errors.items():
-        if not error <= tolerance:  # also when the error is NaN
-            kind = str(dtype).removeprefix("torch.")
-            raise WrongResult(f"{name}: relative RMS error {error:.2g} in {kind}, allowed {tolerance:.0e}")
-    return errors
+class Gate:
+    """Fresh inputs of one dtype, and what each reference makes of them in float64 on the CPU, evaluated once."""
+
+    def __init__(self, case, device, dtype, seed):
+        self.case, self.dtype = case, dtype
+        self.inputs = draw(case, torch.Generator().manual_seed(seed), device, dtype, check=True)
+        self._expected = {}
+
+    def check(self, contender, run):
+        """{output name: relative RMS error}; raises WrongResult where one is beyond the case's tolerance."""
+        expected = self._evaluate(contender.reference or self.case.reference)
+        received = run(*self.inputs)
+        if len(received) != len(expected):
+            raise WrongResult(f"gave {len(received)} outputs, expected {len(expected)}")
+        pairs = zip(self.case.outputs, received, expected, strict=True)
+        errors = {name: relative_rms(output, reference) for name, output, reference in pairs}
+        tolerance = self.case.tolerances[self.dtype]
+        for name, error in errors.items():
+            if not error <= tolerance:  # also when the error is NaN
+                kind = str(self.dtype).removeprefix("torch.")
+                raise WrongResult(f"{name}: relative RMS error {error:.2g} in {kind}, allowed {tolerance:.0e}")
+        return errors
+
+    def _evaluate(self, reference):
+        if reference not in self._expected:
+            cpu, exact = torch.device("cpu"), torch.float64
+            self._expected[reference] = reference(cpu, exact)(*(t.to(cpu, exact) for t in self.inputs))
+        return self._expected[reference]
 
 
 def _leaves(value):

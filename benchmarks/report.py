@@ -85,9 +85,7 @@ def _cells(record, ours, limit):
 def _heading(result):
     machine = result["machine"]
     where = machine.get("gpu") or f"{machine['cpu']} ({machine['cpu_isa']}), {machine['threads']} threads"
-    kernels = (
-        "native kernels" if machine["backends"][result["device"]] else "PyTorch twins, no native kernels"
-    )
+    kernels = "native kernels" if machine["backends"][result["device"]] else "PyTorch twins, no native kernels"
     rounds = sorted({case["rounds"] for case in result["cases"].values()})
     return (
         f"**{result['suite']}, {result['device'].upper()}**: {where}; torch {machine['torch']}, {kernels}, float32, "

@@ -13,15 +13,14 @@ def measure(case, device, rounds, warm_up=3, sets=1, seed=None, with_memory=True
     seed = time.time_ns() % 2**31 if seed is None else seed
     records = {contender.name: {"relative_rms_error": {}} for contender in case.contenders}
     runners = {}
-    for dtype in sorted(
-        case.tolerances, key=lambda dtype: -dtype.itemsize
-    ):  # float32 last: that one is timed
+    for dtype in sorted(case.tolerances, key=lambda dtype: -dtype.itemsize):  # float32 last: that one is timed
         torch._dynamo.reset()
-        for number, contender in enumerate(case.contenders):
+        gate = correctness.Gate(case, device, dtype, seed)
+        for contender in case.contenders:
             record = records[contender.name]
             if "failed" not in record:
                 started = time.perf_counter()
-                runners[contender.name] = _prepare(case, contender, device, dtype, seed + number, record)
+                runners[contender.name] = _prepare(gate, contender, device, dtype, record)
                 verdict = f"FAILED: {record['failed']}" if "failed" in record else "ok"
                 spent = f"{time.perf_counter() - started:.1f} s"
                 say(f"  {contender.name}, {_name(dtype)}: built, checked in {spent}: {verdict}", flush=True)
@@ -48,11 +47,11 @@ def measure(case, device, rounds, warm_up=3, sets=1, seed=None, with_memory=True
     }
 
 
-def _prepare(case, contender, device, dtype, seed, record):
+def _prepare(gate, contender, device, dtype, record):
     """The function to time; None where the contender failed: it raised, or its result is wrong."""
     try:
         run = contender.build(device, dtype)
-        errors = correctness.check(case, contender, run, device, dtype, seed)
+        errors = gate.check(contender, run)
     except Exception as error:  # whatever a contender raises is its result
         record["failed"] = _first_line(error)
         return None

@@ -73,8 +73,7 @@ CASES = (
         _backward_of_value,
         _stopped,
         5,
-        "5 arrays of N·D: forward reads x and mean, writes the residual; backward reads it, writes mean's "
-        "gradient.",
+        "5 arrays of N·D: forward reads x and mean, writes the residual; backward reads it, writes mean's gradient.",
     ),
     _case(
         "gaussian_score_full",

@@ -1,5 +1,7 @@
 """A Fisher AE step in every way it can be computed, and an ELBO step for scale."""
 
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -8,7 +10,7 @@ from fisherkernels import reference
 
 from ..case import Case, Contender
 
-BATCH = 128
+BATCH, EXACT_BATCH = 128, 8
 ORDER = 5  # of the prior
 TRACED = {"trace_autograd_ops": True}
 
@@ -66,9 +68,9 @@ def step(make_model, method, fullgraph=None, dynamo_options=None):
 
 
 def fisher_ae_case(name, title, make_model, x_shape, latent_dim):
-    def inputs(generator):
-        x = torch.rand(BATCH, *x_shape, generator=generator)
-        return x, torch.randn(1, BATCH, latent_dim, generator=generator)
+    def inputs(generator, batch=BATCH):
+        x = torch.rand(batch, *x_shape, generator=generator)
+        return x, torch.randn(1, batch, latent_dim, generator=generator)
 
     def contender(label, *how, **keywords):
         return Contender(label, step(make_model, *how), **keywords)
@@ -77,6 +79,7 @@ def fisher_ae_case(name, title, make_model, x_shape, latent_dim):
         name=name,
         title=f"{title}, batch {BATCH}, d = {latent_dim}",
         inputs=inputs,
+        exact_inputs=partial(inputs, batch=EXACT_BATCH),
         reference=step(make_model, "double_backward_as_printed"),
         contenders=(
             contender("ours", "ours"),

@@ -1,18 +1,24 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from benchmarks.correctness import WrongResult, check, relative_rms
-from benchmarks.suites import case, cases
+from benchmarks.correctness import Gate, WrongResult, relative_rms
+from benchmarks.suites import case as find_case
+from benchmarks.suites import cases
 
 from .dummies import CASE
+
+
+def _gate(dtype=torch.float32, case=CASE):
+    return Gate(case, torch.device("cpu"), dtype, seed=1)
 
 
 @pytest.mark.parametrize("name", ["ours", "rounded", "other"])
 def test_right_contenders_pass(name):
     contender = CASE.contender(name)
-    errors = check(CASE, contender, contender.build(None, None), torch.device("cpu"), torch.float32, seed=1)
+    errors = _gate().check(contender, contender.build(None, None))
     assert set(errors) == {"product", "pair"}
     assert all(error < 1e-6 for error in errors.values())
 
@@ -21,7 +27,18 @@ def test_right_contenders_pass(name):
 def test_wrong_contenders_are_refused(name):
     contender = CASE.contender(name)
     with pytest.raises(WrongResult):
-        check(CASE, contender, contender.build(None, None), torch.device("cpu"), torch.float32, seed=1)
+        _gate().check(contender, contender.build(None, None))
+
+
+def test_float64_is_checked_at_its_own_tolerance_and_size():
+    tolerances = {torch.float32: 1e-5, torch.float64: 1e-9}
+    case = replace(CASE, tolerances=tolerances, exact_inputs=lambda g: (torch.rand(3, generator=g), torch.ones(3)))
+    assert [len(t) for t in _gate(torch.float64, case).inputs] == [3, 3]
+    assert [len(t) for t in _gate(torch.float32, case).inputs] == [7, 7]
+    contender = CASE.contender("rounded")
+    _gate(torch.float32, case).check(contender, contender.build(None, None))
+    with pytest.raises(WrongResult, match="product: relative RMS error 1e-07 in float64, allowed 1e-09"):
+        _gate(torch.float64, case).check(contender, contender.build(None, None))
 
 
 def test_relative_rms_is_over_all_elements_of_a_tuple():
@@ -41,7 +58,7 @@ def test_relative_rms_of_bad_outputs():
 @pytest.mark.parametrize("name", ["gaussian_score", "gaussian_score_full", "posterior_residual", "stability"])
 def test_ops_and_their_rivals_compute_the_same(name):
     """In float64, where any disagreement in formula shows, on the first 63 rows."""
-    found = case(name)
+    found = find_case(name)
     inputs = [t.double() for t in found.inputs(torch.Generator().manual_seed(0))]
     rows = inputs[0].shape[0]
     inputs = [t[:63] if t.shape[:1] == (rows,) else t for t in inputs]
@@ -55,6 +72,6 @@ def test_an_unknown_suite_or_case_is_named():
     with pytest.raises(ValueError, match="suite must be one of .* got 'nets'"):
         cases("nets")
     with pytest.raises(ValueError, match="no case is named 'nets'"):
-        case("nets")
+        find_case("nets")
     with pytest.raises(ValueError, match="contender must be one of .* got 'theirs'"):
         CASE.contender("theirs")
