@@ -101,7 +101,7 @@ def elbo_loss(
 
 def standard_normal_kl(mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
     """KL(N(mean, diag exp(log_std)^2) || N(0, I)), [N]."""
-    return 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std).sum(1)
+    return 0.5 * (mean.square() + (torch.expm1(2 * log_std) - 2 * log_std)).sum(1)
 
 
 def negative_log_likelihood(output, data, likelihood: str, variance: torch.Tensor) -> torch.Tensor:

@@ -97,7 +97,7 @@ def stability(encoder, x: torch.Tensor, eps: torch.Tensor, kind: str = "posterio
 
 
 def residual_of(x, decoded, rows: int, variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per row of a linearised decoder: 1/2 ||s||^2 - sum_j 1/variance_j [R], and s = (x - f)/variance [R, D]."""
+    """Of a linearised decoder: 1/2 ||s||^2 - sum_j 1/variance_j, [R], and s = (x - f)/variance, [R, D]."""
     output = networks.as_reconstruction(decoded.value, x, rows)
     return ops.gaussian_score(x.flatten(1), output.flatten(1), variance)
 

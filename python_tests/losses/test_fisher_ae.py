@@ -46,8 +46,11 @@ def test_equals_double_backward(kit, case):
         **{key: case[key] for key in ("num_samples", "decoder_gradient", "stability", "reduction")},
     }
     ours = fisher_ae_loss(encoder, decoder, x, **options)
-    theirs = reference.fisher_ae_loss(encoder, decoder, x, **options)
-    kit.assert_same(ours, theirs, kit.leaves_of(encoder, decoder, prior, variance, x), dtype)
+    exact = kit.doubled(encoder, decoder, prior, variance, x)
+    options |= {"prior": exact[2], "variance": exact[3], "noise": options["noise"].double()}
+    theirs = reference.fisher_ae_loss(exact[0], exact[1], exact[4], **options)
+    leaves = kit.leaves_of(encoder, decoder, prior, variance, x)
+    kit.assert_same(ours, theirs, leaves, dtype, kit.leaves_of(*exact))
 
 
 def small_case(dtype=torch.float64, L=2, N=3, D=4, d=2):
