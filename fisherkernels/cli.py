@@ -11,10 +11,21 @@ COMMANDS = {  # name -> (module:function taking the arguments after "fisherkerne
     "validate": (TRAINING, "the loss terms of a trained model on the validation set"),
     "test": (TRAINING, "loss terms and reconstruction errors of a trained model on the test set"),
     "predict": (TRAINING, "write latent codes and reconstructions of the test set to a file"),
-    "info": ("fisherkernels.cli:print_info", "versions, active backends, CUDA architectures, vector ISA, threads"),
+    "info": (
+        "fisherkernels.cli:print_info",
+        "versions, active backends, CUDA architectures, vector ISA, threads",
+    ),
 }
 TRACEBACK = "FISHERKERNELS_TRACEBACK"
-EXTRA_MODULES = ("lightning", "jsonargparse", "tensorboard", "torchvision", "sklearn", "torchmetrics", "matplotlib")
+EXTRA_MODULES = (
+    "lightning",
+    "jsonargparse",
+    "tensorboard",
+    "torchvision",
+    "sklearn",
+    "torchmetrics",
+    "matplotlib",
+)
 USER_ERRORS = (ValueError, TypeError, OSError)
 
 

@@ -40,7 +40,12 @@ def rows(run):
 def test_fit_test_predict(config, folder, capsys):
     assert command("fit", config, *FAST, "--trainer.max_epochs", "2") == 0
     run = folder / "runs" / config
-    assert {path.name for path in run.iterdir()} == {"config.yaml", "metrics.csv", "tensorboard", "checkpoints"}
+    assert {path.name for path in run.iterdir()} == {
+        "config.yaml",
+        "metrics.csv",
+        "tensorboard",
+        "checkpoints",
+    }
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     losses = [float(row["train/loss"]) for row in rows(run) if row["train/loss"]]
     assert len(losses) == 2 and losses[1] < losses[0]  # steps 0 and 10
@@ -161,7 +166,9 @@ def test_nan_is_one_line_with_step_and_term(folder, capsys, monkeypatch):
     def poisoned(self, x, noise):
         output = loss(self, x, noise)
         factor = float("nan") if self.global_step == 4 else 1.0
-        return output._replace(loss=output.loss * factor, terms={**output.terms, "stability": output.terms["stability"] * factor})
+        return output._replace(
+            loss=output.loss * factor, terms={**output.terms, "stability": output.terms["stability"] * factor}
+        )
 
     monkeypatch.setattr(FisherAE, "loss", poisoned)
     assert command("fit", "fisher_ae_digits", *FAST) == 1
@@ -178,8 +185,16 @@ def python(code, **kwargs):
 
 
 def test_kill_9_and_resume_is_exact(folder):
-    """SIGKILL in the middle of the second epoch, a new process with ``--ckpt_path last``: the run that was not killed."""
-    options = [*FAST, "--trainer.max_epochs", "3", "--trainer.log_every_n_steps", "1", "--checkpoint_every_n_steps", "3"]
+    """SIGKILL in mid-epoch, then a new process with ``--ckpt_path last``: equal to the run that was not killed."""
+    options = [
+        *FAST,
+        "--trainer.max_epochs",
+        "3",
+        "--trainer.log_every_n_steps",
+        "1",
+        "--checkpoint_every_n_steps",
+        "3",
+    ]
     arguments = ["fit", "--config", str(CONFIGS / "fisher_ae_digits.yaml"), *options]
     fit = "from fisherkernels.cli import main; assert main({}) == 0"
     kill = """
@@ -212,8 +227,8 @@ def test_info_and_losses_need_no_extra(folder):
     done = python(
         """
         import sys
-        for name in ("lightning", "pytorch_lightning", "jsonargparse", "tensorboard", "torchvision", "sklearn", "torchmetrics",
-                     "matplotlib"):
+        for name in ("lightning", "pytorch_lightning", "jsonargparse", "tensorboard", "torchvision", "sklearn",
+                     "torchmetrics", "matplotlib"):
             sys.modules[name] = None  # importing it raises ModuleNotFoundError
         import fisherkernels
         from fisherkernels.cli import main

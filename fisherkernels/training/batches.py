@@ -48,8 +48,8 @@ class BatchLoader:
         shuffle: draw a new permutation each epoch; incomplete batches are then left out, so that every training batch
             has the same size on every rank. Without it: index order, the last batch may be short.
         rank, world_size: this loader yields every ``world_size``-th sample of the order, starting at ``rank``.
-        position: called when the first batch of an iteration is asked for; returns (epoch, number of batches of that epoch
-            already used). This is how a run that was killed continues in mid-epoch. Without it, epochs are counted here.
+        position: called when the first batch of an iteration is asked for; returns (epoch, number of batches of that
+            epoch already used): so a run that was killed continues in mid-epoch. Without it, epochs are counted here.
     """
 
     def __init__(

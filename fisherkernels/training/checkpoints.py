@@ -1,4 +1,4 @@
-"""Checkpoints of a run: ``last.ckpt`` to resume from, ``best.ckpt`` of the lowest validation loss; both written atomically."""
+"""Checkpoints of a run, written atomically: ``last.ckpt`` to resume from, ``best.ckpt`` of the lowest val/loss."""
 
 import os
 from pathlib import Path
@@ -26,7 +26,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 class RunCheckpoints(Checkpoint):
     """Saves ``folder/last.ckpt`` every ``every_n_steps`` steps and at the end of an epoch or of the run, and
-    ``folder/best.ckpt`` when the validation loss is the lowest so far.
+    ``folder/best.ckpt`` when ``monitor`` is the lowest so far.
 
     The last batch of an epoch is not followed by a checkpoint of its own but by the epoch's, after validation: resuming
     from between the two would leave the validation out.
@@ -65,6 +65,8 @@ class RunCheckpoints(Checkpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        if self.monitor not in trainer.callback_metrics:
             return
         score = float(trainer.callback_metrics[self.monitor])
         if self.best_score is None or score < self.best_score:

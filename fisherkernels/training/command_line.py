@@ -62,7 +62,10 @@ class CommandLine(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
-            "--checkpoint_every_n_steps", type=int, default=100, help="How often last.ckpt is written during an epoch."
+            "--checkpoint_every_n_steps",
+            type=int,
+            default=100,
+            help="How often last.ckpt is written during an epoch.",
         )
         parser.add_argument("--overwrite", type=bool, default=False, help="Let fit replace the run in its folder.")
         parser.link_arguments("seed_everything", "model.init_args.seed", compute_fn=int)
@@ -86,7 +89,7 @@ class CommandLine(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         self.config_init[self.subcommand]["ckpt_path"] = self._checkpoint
-        nets = self._get(self.config, "model").init_args
+        nets = self._get(self.config, "model").get("init_args", {})
         for name in ("encoder", "decoder"):  # so that MODEL.load_from_checkpoint(path) can build them
             if name in nets:
                 self.model.hparams[name] = nets[name].as_dict()

@@ -1,6 +1,6 @@
 """Data modules. Images are float32 in [0, 1], shape [N, 1, H, W]; batches are (images, labels).
 
-After ``setup()`` each has ``train_set``, ``val_set`` and ``test_set``. The split is fixed: it does not depend on the seed.
+After ``setup()`` each has ``train_set``, ``val_set`` and ``test_set``. The split does not depend on the seed.
 """
 
 from pathlib import Path
@@ -84,7 +84,7 @@ class DigitsDataModule(ImageDataModule):
 
 
 class MNISTDataModule(ImageDataModule):
-    """MNIST through torchvision: images [1, 28, 28]; 60,000 training images, of which ``val_size`` are held out; 10,000 test.
+    """MNIST through torchvision: images [1, 28, 28]; 60,000 for training less ``val_size`` held out; 10,000 for test.
 
     Args:
         root: folder that holds ``MNIST/raw/`` with the four uncompressed IDX files.
@@ -95,7 +95,12 @@ class MNISTDataModule(ImageDataModule):
     dataset_name = "MNIST"
 
     def __init__(
-        self, root: str = "data", batch_size: int = 128, val_size: int = 5000, download: bool = False, seed: int = 0
+        self,
+        root: str = "data",
+        batch_size: int = 128,
+        val_size: int = 5000,
+        download: bool = False,
+        seed: int = 0,
     ):
         super().__init__(batch_size, seed)
         if val_size < 1:
@@ -129,9 +134,8 @@ class MNISTDataModule(ImageDataModule):
             )
         train, test = self._dataset(train=True), self._dataset(train=False)
         if self.val_size >= len(train.data):
-            raise ValueError(
-                f"val_size: expected an int below {len(train.data)}, the number of training images, received {self.val_size}"
-            )
+            limit = f"{len(train.data)}, the number of training images"
+            raise ValueError(f"val_size: expected an int below {limit}, received {self.val_size}")
         train_set, val_set = _split(train.data[:, None], train.targets, 255, self.val_size)
         return train_set, val_set, ImageDataset(test.data[:, None], test.targets, 255)
 

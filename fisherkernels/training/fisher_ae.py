@@ -10,7 +10,7 @@ from fisherkernels.training.autoencoder import AutoEncoder
 
 
 class FisherAE(AutoEncoder):
-    """Algorithm 1 of Elkhalil et al., "Fisher Auto-Encoders" (AISTATS 2021): Adam on :func:`fisherkernels.fisher_ae_loss`.
+    """Algorithm 1 of Elkhalil et al., "Fisher Auto-Encoders" (AISTATS 2021): Adam on :func:`fk.fisher_ae_loss`.
 
     The defaults are the paper's: exponential-family prior of order K = 5, decoder variance fixed at 1, full gradient of
     eq. 11, learning rate 2e-4.
@@ -21,8 +21,8 @@ class FisherAE(AutoEncoder):
         prior: ``polynomial`` (log p(z) = sum_jk eta_jk z_j^k + const, learned) or ``standard_normal``.
         prior_order: K.
         prior_constraint: ``none`` (the paper's; not a proper density for odd K) or ``normalizable`` (even K only).
-        decoder_gradient: ``full`` or ``stopped``, see :func:`fisherkernels.fisher_ae_loss`.
-        stability: ``posterior``, ``log_std`` or ``none``, see :func:`fisherkernels.fisher_ae_loss`.
+        decoder_gradient: ``full`` or ``stopped``, see :func:`fk.fisher_ae_loss`.
+        stability: ``posterior``, ``log_std`` or ``none``, see :func:`fk.fisher_ae_loss`.
     """
 
     def __init__(

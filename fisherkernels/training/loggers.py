@@ -38,8 +38,8 @@ class RunLogger(Logger):
 class CSVMetrics(RunLogger):
     """``folder/metrics.csv``: one row per logging event, columns ``step``, ``epoch``, one per metric.
 
-    ``step`` counts optimiser steps from 0; a validation row has the step it follows. Rows reach the file at once, so that a
-    run that is killed has lost none.
+    ``step`` counts optimiser steps from 0; a validation row has the step it follows. Rows reach the file at once: a run
+    that is killed has lost none.
     """
 
     def __init__(self, folder: str | os.PathLike):

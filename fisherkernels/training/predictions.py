@@ -11,8 +11,9 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes ``folder/predictions.npz``: arrays ``mean`` and ``log_std`` [N, d], ``reconstruction`` (x's shape), ``label`` [N].
+    """Writes ``folder/predictions.npz``.
 
+    Arrays, in order of the test set: ``mean`` and ``log_std`` [N, d], ``reconstruction`` (x's shape), ``label`` [N].
     With several processes each writes its part, ``predictions.rank0.npz`` and so on.
     """
 

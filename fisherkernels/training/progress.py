@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import ProgressBar
 
 
 class PlainProgress(ProgressBar):
-    """Prints one line with the step, the speed and the losses after the first step, then at most every ``interval`` seconds."""
+    """One line with step, speed and losses after the first step, then at most every ``interval`` seconds."""
 
     def __init__(self, interval: float = 10.0):
         super().__init__()
@@ -32,6 +32,6 @@ class PlainProgress(ProgressBar):
         if not self._enabled or now < self._due:
             return
         losses = ", ".join(f"{name} {value:.4f}" for name, value in trainer.progress_bar_metrics.items())
-        speed = (step - before) / max(now - then, 1e-9)
-        print(f"epoch {trainer.current_epoch}, step {step}, {speed:.1f} steps/s: {losses}", flush=True)
+        speed = f"{(now - then) / max(step - before, 1):.3g} s/step"
+        print(f"epoch {trainer.current_epoch}, step {step}, {speed}: {losses}", flush=True)
         self._last, self._due = (now, step), now + self.interval

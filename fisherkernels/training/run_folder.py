@@ -4,7 +4,15 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-RUN_FILES = ("config.yaml", "metrics.csv", "tensorboard", "checkpoints", "predictions.npz", "validate.json", "test.json")
+RUN_FILES = (
+    "config.yaml",
+    "metrics.csv",
+    "tensorboard",
+    "checkpoints",
+    "predictions.npz",
+    "validate.json",
+    "test.json",
+)
 
 
 def folder_of(arguments: Sequence[str]) -> str:
@@ -53,5 +61,7 @@ def resolve(folder: Path, ckpt_path: str | None) -> Path:
     path = folder / "checkpoints" / f"{ckpt_path}.ckpt" if ckpt_path in ("last", "best") else Path(ckpt_path)
     if not path.is_file():
         there = ", ".join(other.name for other in found) or "none"
-        raise FileNotFoundError(f"--ckpt_path {ckpt_path}: {path} does not exist; checkpoints in {path.parent}: {there}")
+        raise FileNotFoundError(
+            f"--ckpt_path {ckpt_path}: {path} does not exist; checkpoints in {path.parent}: {there}"
+        )
     return path

@@ -10,7 +10,7 @@ from fisherkernels.training.autoencoder import AutoEncoder
 
 
 class VAE(AutoEncoder):
-    """Kingma and Welling, "Auto-Encoding Variational Bayes" (ICLR 2014): Adam on :func:`fisherkernels.elbo_loss`.
+    """Kingma and Welling, "Auto-Encoding Variational Bayes" (ICLR 2014): Adam on :func:`fk.elbo_loss`.
 
     Args:
         encoder, decoder, latent_dim, num_samples, variance, learn_variance, learning_rate, variance_learning_rate,

@@ -23,14 +23,13 @@ def tiny_model(kind=training.FisherAE, seed=3, **kwargs):
 
 def fit(folder: Path, callbacks=(), model=None, ckpt_path=None, batch_size=256, every_n_steps=2, **kwargs):
     """Trains the tiny model on digits (5 steps an epoch) in its run folder; returns the trainer."""
-    kwargs = {"max_epochs": 3, "log_every_n_steps": 1} | kwargs
+    kwargs = {"max_epochs": 3, "log_every_n_steps": 1, "enable_progress_bar": False} | kwargs
     trainer = pl.Trainer(
         accelerator="cpu",
         default_root_dir=folder,
         logger=[training.CSVMetrics(folder), training.TensorBoardEvents(folder)],
         callbacks=[*callbacks, training.RunCheckpoints(folder / "checkpoints", every_n_steps)],
         plugins=[training.AtomicCheckpointIO()],
-        enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         **kwargs,

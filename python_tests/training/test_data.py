@@ -74,5 +74,7 @@ def test_missing_files_are_named(root):
 def test_validation_size_is_checked(root):
     with pytest.raises(ValueError, match="val_size: expected an int >= 1, received 0"):
         MNISTDataModule(val_size=0)
-    with pytest.raises(ValueError, match="val_size: expected an int below 40, the number of training images, received 40"):
+    with pytest.raises(
+        ValueError, match="val_size: expected an int below 40, the number of training images, received 40"
+    ):
         MNISTDataModule(root=str(root), val_size=40).setup()

@@ -27,7 +27,11 @@ def test_resume_drops_later_and_torn_rows(run, tmp_path):
     logger = CSVMetrics(tmp_path)
     logger.resume(2)
     logger.log_metrics({"epoch": 0, "train/loss": 20.0}, step=2)
-    assert [(row["step"], row["train/loss"]) for row in run.rows(tmp_path)] == [("0", "0.0"), ("1", "1.0"), ("2", "20.0")]
+    assert [(row["step"], row["train/loss"]) for row in run.rows(tmp_path)] == [
+        ("0", "0.0"),
+        ("1", "1.0"),
+        ("2", "20.0"),
+    ]
 
 
 def test_resume_from_the_start_empties_the_file(run, tmp_path):

@@ -44,7 +44,7 @@ def uninterrupted(reference, run):
         ("on_train_batch_end", 2),  # step 2 is logged, its checkpoint not yet written
         ("on_train_batch_end", 4),
         ("on_train_batch_end", 5),  # the last batch of an epoch
-        ("on_validation_start", 1),
+        ("on_validation_start", 2),  # of an epoch whose last step is a multiple of every_n_steps
         ("on_validation_end", 1),  # validated and logged, best.ckpt not yet written
         ("on_train_epoch_start", 2),  # right after the checkpoint of the epoch
         ("on_before_backward", 8),  # in the middle of a step
@@ -58,6 +58,21 @@ def test_cut_and_resume_is_exact(hook, count, uninterrupted, run, tmp_path):
     last = tmp_path / "checkpoints" / "last.ckpt"
     run.fit(tmp_path, ckpt_path=last if last.exists() else None)
     run.assert_same(tmp_path, uninterrupted)
+
+
+def test_batches_follow_seed_and_epoch(run, tmp_path):
+    seen = []
+
+    class Record(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.append(batch[0])
+
+    run.fit(tmp_path, [Record()], max_epochs=2)
+    data = training.DigitsDataModule(batch_size=256, seed=3)
+    data.setup()
+    loader = data.train_dataloader()
+    expected = [data.train_set[loader.order(epoch)[i * 256 : i * 256 + 256]][0] for epoch in range(2) for i in range(5)]
+    assert len(seen) == 10 and all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
 
 
 def test_resume_from_best_is_exact(uninterrupted, run, tmp_path):
