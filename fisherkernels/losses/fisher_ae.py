@@ -5,7 +5,7 @@ import torch
 from fisherkernels import ops
 from fisherkernels.linearize import linearize
 from fisherkernels.losses import checks, networks
-from fisherkernels.losses.output import LossOutput, empty_output, reduce_terms
+from fisherkernels.losses.output import LossOutput, empty_output, reduce_terms, sample_mean
 from fisherkernels.losses.scores import decoder_vjp, residual_of, stability_term
 from fisherkernels.priors import PolynomialExponentialFamily, StandardNormal
 
@@ -111,8 +111,8 @@ def fisher_ae_loss(
         eps.flatten(0, 1), log_std, z, prior_coefficients(prior, x), likelihood_score, prior_score(prior, z)
     )
     terms = {
-        "posterior": posterior.view(num_samples, -1).mean(0),
-        "reconstruction": value.view(num_samples, -1).mean(0),
+        "posterior": sample_mean(posterior, num_samples),
+        "reconstruction": sample_mean(value, num_samples),
     }
     if encoded is not None:
         terms["stability"] = stability_term(encoded, log_std, eps, stability)

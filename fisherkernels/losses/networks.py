@@ -21,10 +21,14 @@ def run_network(name: str, function, network: nn.Module, tensor: torch.Tensor):
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError) as error:
-        raise explain(name, network, tensor, error) from error
+        explained = explain(name, network, tensor, error)
+        if explained is None:
+            raise
+        raise explained from error
 
 
-def explain(name: str, network: nn.Module, tensor: torch.Tensor, error: Exception) -> Exception:
+def explain(name: str, network: nn.Module, tensor: torch.Tensor, error: Exception) -> Exception | None:
+    """The mismatch behind an error, None if it is about something else."""
     parameters = network.parameters() if isinstance(network, nn.Module) else ()
     parameter = next((p for p in parameters if p.is_floating_point()), tensor)
     what = "x" if name == "encoder" else "latent samples"
@@ -40,7 +44,7 @@ def explain(name: str, network: nn.Module, tensor: torch.Tensor, error: Exceptio
         return ValueError(
             f"{name}: expected a network that takes {what} of shape {list(tensor.shape)}, received: {error}"
         )
-    return error
+    return None
 
 
 def split_posterior(output, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

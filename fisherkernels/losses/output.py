@@ -19,6 +19,11 @@ class LossOutput(NamedTuple):
     terms: dict[str, torch.Tensor]
 
 
+def sample_mean(values: torch.Tensor, num_samples: int) -> torch.Tensor:
+    """Mean over the samples of sample-major rows, [L*N] -> [N]."""
+    return values if num_samples == 1 else values.view(num_samples, -1).mean(0)
+
+
 def reduce_terms(terms: dict[str, torch.Tensor], reduction: str) -> LossOutput:
     """Add the terms up and reduce over the batch; the mean of an empty batch is 0."""
     per_sample = sum(list(terms.values())[1:], start=next(iter(terms.values())))  # [N]

@@ -5,6 +5,7 @@ import torch
 from fisherkernels import ops
 from fisherkernels.linearize import linearize
 from fisherkernels.losses import checks, networks
+from fisherkernels.losses.output import sample_mean
 
 
 def decoder_score(decoder, x: torch.Tensor, z: torch.Tensor, variance=1.0) -> torch.Tensor:
@@ -126,4 +127,4 @@ def stability_term(encoded, log_std: torch.Tensor, eps: torch.Tensor, kind: str)
         )
     samples = 1 if cotangent.dim() == 2 else cotangent.shape[0]
     values = ops.half_squared_norm(gradient.reshape(samples * log_std.shape[0], -1))
-    return values.view(samples, -1).mean(0)
+    return sample_mean(values, samples)

@@ -75,8 +75,8 @@ class FactorisedPrior(nn.Module):
             n: number of draws, >= 0.
             method: ``"inverse_cdf"``: independent draws, exact up to a grid of 4,096 cells per dimension
                 (float64, log-linear within a cell), from the density truncated to :meth:`truncation`.
-                ``"svgd"``: particles started at N(0, I) and moved by :func:`fisherkernels.svgd` with the
-                RMS-normalised step, as the paper does.
+                ``"svgd"``: particles started at N(0, I) and moved by :func:`fisherkernels.svgd`, as the
+                paper does, with the RMS-normalised steps of its released code.
             interval: (low, high), outer ends of the truncation for every dimension; inverse_cdf only.
             generator: source of randomness; the global one when None.
             steps, step_size: of svgd; the defaults are the paper's.

@@ -1,6 +1,6 @@
 """Whole graphs for every option: value and gradients of the compiled loss equal the eager ones.
 
-The graphs are traced cold and differentiated ahead of time; running them through Inductor is for each loss's own file.
+Traced cold and differentiated ahead of time; running the graphs through Inductor is for each loss's own file.
 """
 
 import pytest
