@@ -3,6 +3,7 @@
 // element.
 #include "math/gaussian_score.h"
 
+#include "cpu/buffers.h"
 #include "cpu/tensors.h"
 
 namespace fisherkernels {
@@ -15,8 +16,8 @@ struct GaussianScore {
   const T* mean;              // [R, D]
   const A* inverse_variance;  // [D]
   A sum_inverse_variance;
-  A* value;     // [R]
-  T* residual;  // [R, D]
+  A* value;            // [R]
+  Output<T> residual;  // [R, D]
   int64_t x_rows, columns;
 };
 
@@ -34,11 +35,11 @@ FK_INLINE void forward_rows(const GaussianScore<T>& a, int64_t begin, int64_t en
       for (int64_t j = 0; j < n; ++j)
         s[j] = gaussian_score_residual(load(x[j]), load(mean[j]), inverse_variance[j]);
       lanes.add_squares(s, n);
-      T* residual = a.residual + r * a.columns + start;
-      for (int64_t j = 0; j < n; ++j) store(residual + j, s[j]);
+      a.residual.write(r * a.columns + start, s, n);
     }
     a.value[r] = A(0.5) * lanes.sum() - a.sum_inverse_variance;
   }
+  finish_streams();
 }
 
 FK_CLONES void gaussian_score_rows(const GaussianScore<float>& a, int64_t begin, int64_t end) {
@@ -69,7 +70,7 @@ std::tuple<Tensor, Tensor> gaussian_score(const Tensor& x_in, const Tensor& mean
                                      inverse_variance.data(),
                                      static_cast<A>(sum),
                                      output_pointer<A>(value),
-                                     output_pointer<T>(residual),
+                                     output<T>(residual),
                                      x.size(0),
                                      columns};
     for_rows(rows, columns, [&](int64_t begin, int64_t end) { gaussian_score_rows(arguments, begin, end); });
@@ -84,8 +85,8 @@ struct GaussianScoreBackward {
   const T* grad_residual;     // [R, D] or null
   const T* residual;          // [R, D]
   const A* inverse_variance;  // [D]
-  T* grad_x;                  // [M, D] or null
-  T* grad_mean;               // [R, D] or null
+  Output<T> grad_x;           // [M, D] or null
+  Output<T> grad_mean;        // [R, D] or null
   A* partial;                 // [chunks, D], Σ dL/ds s, or null
   int64_t x_rows, samples, columns, chunks;
 };
@@ -104,36 +105,34 @@ FK_INLINE void backward_chunks(const GaussianScoreBackward<T>& a, int64_t begin,
         for (int64_t sample = 0; sample < a.samples; ++sample) {
           const int64_t r = sample * a.x_rows + m, offset = r * a.columns + start;
           const A grad_value = a.grad_value[r];
-          A s[kTile], through[kTile];
-          for (int64_t j = 0; j < n; ++j) s[j] = load(a.residual[offset + j]);
+          const T* residual = a.residual + offset;
+          A through[kTile];
           if (a.grad_residual) {
             const T* grad_residual = a.grad_residual + offset;
             for (int64_t j = 0; j < n; ++j) {
-              through[j] = gaussian_score_through(grad_value, s[j], load(grad_residual[j]));
+              through[j] = gaussian_score_through(grad_value, load(residual[j]), load(grad_residual[j]));
             }
           } else {
-            for (int64_t j = 0; j < n; ++j) through[j] = grad_value * s[j];
+            for (int64_t j = 0; j < n; ++j) through[j] = grad_value * load(residual[j]);
           }
           if (a.partial) {
             A* partial = a.partial + chunk * a.columns + start;
-            for (int64_t j = 0; j < n; ++j) partial[j] += through[j] * s[j];
+            for (int64_t j = 0; j < n; ++j) partial[j] += through[j] * load(residual[j]);
           }
           for (int64_t j = 0; j < n; ++j) through[j] = gaussian_score_grad_x(through[j], inverse_variance[j]);
           if (a.grad_x) {
             for (int64_t j = 0; j < n; ++j) sum[j] += through[j];
           }
           if (a.grad_mean) {
-            T* grad_mean = a.grad_mean + offset;
-            for (int64_t j = 0; j < n; ++j) store(grad_mean + j, -through[j]);
+            for (int64_t j = 0; j < n; ++j) through[j] = -through[j];
+            a.grad_mean.write(offset, through, n);
           }
         }
-        if (a.grad_x) {
-          T* grad_x = a.grad_x + m * a.columns + start;
-          for (int64_t j = 0; j < n; ++j) store(grad_x + j, sum[j]);
-        }
+        if (a.grad_x) a.grad_x.write(m * a.columns + start, sum, n);
       }
     }
   }
+  finish_streams();
 }
 
 FK_CLONES void gaussian_score_backward_chunks(const GaussianScoreBackward<float>& a, int64_t begin,
@@ -172,8 +171,8 @@ std::tuple<Tensor, Tensor, Tensor> gaussian_score_backward(const Tensor& grad_va
                                              pointer<T>(grad_residual),
                                              pointer<T>(residual),
                                              inverse_variance.data(),
-                                             output_pointer<T>(grad_x),
-                                             output_pointer<T>(grad_mean),
+                                             output<T>(grad_x),
+                                             output<T>(grad_mean),
                                              output_mask[2] ? partial.data() : nullptr,
                                              x_rows,
                                              samples,

@@ -1,6 +1,7 @@
 // half_squared_norm on CPU. Floor: forward reads t once; backward reads t and writes its gradient once.
 #include "math/half_squared_norm.h"
 
+#include "cpu/buffers.h"
 #include "cpu/tensors.h"
 
 namespace fisherkernels {
@@ -12,7 +13,7 @@ struct HalfSquaredNorm {
   const T* t;           // [R, D]
   const A* grad_value;  // [R], backward only
   A* value;             // [R], forward only
-  T* grad;              // [R, D], backward only
+  Output<T> grad;       // [R, D], backward only
   int64_t columns;
 };
 
@@ -21,25 +22,25 @@ FK_INLINE void forward_rows(const HalfSquaredNorm<T>& a, int64_t begin, int64_t 
   using A = accumulate_t<T>;
   for (int64_t r = begin; r < end; ++r) {
     Lanes<A> lanes;
-    for (int64_t start = 0; start < a.columns; start += kTile) {
-      const int64_t n = std::min(kTile, a.columns - start);
-      const T* t = a.t + r * a.columns + start;
-      A tile[kTile];
-      for (int64_t j = 0; j < n; ++j) tile[j] = load(t[j]);
-      lanes.add_squares(tile, n);
-    }
+    lanes.add_squares(a.t + r * a.columns, a.columns);
     a.value[r] = half_squared_norm_of_sum(lanes.sum());
   }
 }
 
 template <typename T>
 FK_INLINE void backward_rows(const HalfSquaredNorm<T>& a, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
   for (int64_t r = begin; r < end; ++r) {
-    const T* t = a.t + r * a.columns;
-    T* grad = a.grad + r * a.columns;
-    const accumulate_t<T> grad_value = a.grad_value[r];
-    for (int64_t j = 0; j < a.columns; ++j) store(grad + j, half_squared_norm_grad(grad_value, load(t[j])));
+    const A grad_value = a.grad_value[r];
+    for (int64_t start = 0; start < a.columns; start += kTile) {
+      const int64_t n = std::min(kTile, a.columns - start);
+      const T* t = a.t + r * a.columns + start;
+      A grad[kTile];
+      for (int64_t j = 0; j < n; ++j) grad[j] = half_squared_norm_grad(grad_value, load(t[j]));
+      a.grad.write(r * a.columns + start, grad, n);
+    }
   }
+  finish_streams();
 }
 
 FK_CLONES void half_squared_norm_rows(const HalfSquaredNorm<float>& a, int64_t begin, int64_t end) {
@@ -68,8 +69,7 @@ Tensor half_squared_norm(const Tensor& t_in) {
   const Tensor value = new_output(t, {rows}, accumulate_type(t.scalar_type()));
   dispatch(t, "half_squared_norm", [&](auto element) {
     using T = decltype(element);
-    const HalfSquaredNorm<T> a{pointer<T>(t), nullptr, output_pointer<accumulate_t<T>>(value), nullptr,
-                               columns};
+    const HalfSquaredNorm<T> a{pointer<T>(t), nullptr, output_pointer<accumulate_t<T>>(value), {}, columns};
     for_rows(rows, columns, [&](int64_t begin, int64_t end) { half_squared_norm_rows(a, begin, end); });
   });
   return value;
@@ -81,8 +81,8 @@ Tensor half_squared_norm_backward(const Tensor& grad_value_in, const Tensor& t_i
   const Tensor grad = new_output(t, t.sizes());
   dispatch(t, "half_squared_norm_backward", [&](auto element) {
     using T = decltype(element);
-    const HalfSquaredNorm<T> a{pointer<T>(t), pointer<accumulate_t<T>>(grad_value), nullptr,
-                               output_pointer<T>(grad), columns};
+    const HalfSquaredNorm<T> a{pointer<T>(t), pointer<accumulate_t<T>>(grad_value), nullptr, output<T>(grad),
+                               columns};
     for_rows(rows, columns,
              [&](int64_t begin, int64_t end) { half_squared_norm_backward_rows(a, begin, end); });
   });

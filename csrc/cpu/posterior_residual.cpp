@@ -4,6 +4,7 @@
 // two exp an element.
 #include "math/posterior_residual.h"
 
+#include "cpu/buffers.h"
 #include "cpu/tensors.h"
 
 namespace fisherkernels {
@@ -21,24 +22,62 @@ struct PosteriorResidual {
   const A* slope_weights;  // [K, d], row 0 unused
   A* value;                // [R], forward only
   const A* grad_value;     // [R], backward only
-  T* grad_eps;             // each [R, d] or null
-  T* grad_log_std;         // [M, d] or null
-  T* grad_z;
-  T* grad_decoder_vjp;
-  T* grad_prior_score;
+  Output<T> grad_eps;      // each [R, d] or null
+  Output<T> grad_log_std;  // [M, d] or null
+  Output<T> grad_z;
+  Output<T> grad_decoder_vjp;
+  Output<T> grad_prior_score;
   A* partial;                                      // [chunks, K, d], Σ dL/dt z^(k-1), or null
   int64_t pairs, samples, columns, order, chunks;  // M, L, d, K
 };
 
-// Σ_k weights[k] z^(k - first), k = first..order-1, for a tile of columns; weights are strided by d.
+// Horner's scheme over G consecutive weights, highest first, continued from `out`; weights are strided by d.
+template <int G, typename A>
+FK_INLINE void horner_group(A* out, const A* z, const A* weights, int64_t stride, int64_t n) {
+#pragma GCC ivdep
+  for (int64_t j = 0; j < n; ++j) {
+    A sum = out[j];
+#pragma GCC unroll 4
+    for (int k = G - 1; k >= 0; --k) sum = horner(sum, z[j], weights[k * stride + j]);
+    out[j] = sum;
+  }
+}
+
+// Σ_k weights[k] z^(k - first), k = first..order-1, for a tile of columns: four weights a pass over the tile.
 template <typename A>
 FK_INLINE void polynomial(A* out, const A* z, const A* weights, int64_t stride, int64_t first, int64_t order,
                           int64_t n) {
   std::fill_n(out, n, A(0));
-  for (int64_t k = order - 1; k >= first; --k) {
-    const A* row = weights + k * stride;
-    for (int64_t j = 0; j < n; ++j) out[j] = horner(out[j], z[j], row[j]);
+  int64_t k = order;
+  for (; k - 4 >= first; k -= 4) horner_group<4>(out, z, weights + (k - 4) * stride, stride, n);
+  if (k - 2 >= first) {
+    k -= 2;
+    horner_group<2>(out, z, weights + k * stride, stride, n);
   }
+  if (k - 1 >= first) horner_group<1>(out, z, weights + (k - 1) * stride, stride, n);
+}
+
+// sums[k] += power z^k for k = 0..G-1; leaves power z^G in `power`.
+template <int G, typename A>
+FK_INLINE void power_group(A* sums, A* power, const A* z, int64_t stride, int64_t n) {
+#pragma GCC ivdep
+  for (int64_t j = 0; j < n; ++j) {
+    A p = power[j];
+#pragma GCC unroll 4
+    for (int k = 0; k < G; ++k) {
+      sums[k * stride + j] += p;
+      p *= z[j];
+    }
+    power[j] = p;
+  }
+}
+
+// sums[k] += power z^k, k = 0..order-1, for a tile of columns; sums are strided by d. Overwrites `power`.
+template <typename A>
+FK_INLINE void add_powers(A* sums, A* power, const A* z, int64_t stride, int64_t order, int64_t n) {
+  int64_t k = 0;
+  for (; k + 4 <= order; k += 4) power_group<4>(sums + k * stride, power, z, stride, n);
+  for (; k < order; ++k) power_group<1>(sums + k * stride, power, z, stride, n);
 }
 
 // The tile of t = -ε/σ - s - v that starts at `offset` of the [R, d] arguments and at column `start`; z is
@@ -85,51 +124,34 @@ FK_INLINE void forward_rows(const PosteriorResidual<T>& a, int64_t begin, int64_
   }
 }
 
-template <typename T, typename A>
-FK_INLINE void store_negative(T* to, const A* tile, int64_t n) {
-  if (to == nullptr) return;
-  for (int64_t j = 0; j < n; ++j) store(to + j, -tile[j]);
-}
-
-template <typename T>
-FK_INLINE T* shifted(T* base, int64_t offset) {
-  return base == nullptr ? nullptr : base + offset;
-}
-
 // Gradients of one tile of one row, from dL/dt in `through`; adds that of log_std to `sum_log_std`.
 template <typename T, typename A>
 FK_INLINE void gradient_tile(const PosteriorResidual<T>& a, A* through, const A* z, const A* inverse_std,
                              A* sum_log_std, int64_t chunk, int64_t offset, int64_t start, int64_t n) {
+  A grad[kTile];
   const T* eps = a.eps + offset;
   for (int64_t j = 0; j < n; ++j) {
     sum_log_std[j] +=
         posterior_residual_grad_log_std(through[j], inverse_std[j], static_cast<A>(load(eps[j])));
   }
-  store_negative(shifted(a.grad_decoder_vjp, offset), through, n);
-  store_negative(shifted(a.grad_prior_score, offset), through, n);
   if (a.grad_eps) {
-    A grad[kTile];
     for (int64_t j = 0; j < n; ++j) grad[j] = posterior_residual_grad_eps(through[j], inverse_std[j]);
-    for (int64_t j = 0; j < n; ++j) store(a.grad_eps + offset + j, grad[j]);
+    a.grad_eps.write(offset, grad, n);
   }
   if (a.grad_z) {
-    A slope[kTile];
     if (a.slope_weights) {
-      polynomial(slope, z, a.slope_weights + start, a.columns, 1, a.order, n);
+      polynomial(grad, z, a.slope_weights + start, a.columns, 1, a.order, n);
+      for (int64_t j = 0; j < n; ++j) grad[j] = posterior_residual_grad_z(through[j], grad[j]);
     } else {
-      std::fill_n(slope, n, A(-1));
+      for (int64_t j = 0; j < n; ++j) grad[j] = posterior_residual_grad_z(through[j], A(-1));
     }
-    for (int64_t j = 0; j < n; ++j) slope[j] = posterior_residual_grad_z(through[j], slope[j]);
-    for (int64_t j = 0; j < n; ++j) store(a.grad_z + offset + j, slope[j]);
+    a.grad_z.write(offset, grad, n);
   }
+  for (int64_t j = 0; j < n; ++j) grad[j] = -through[j];
+  if (a.grad_decoder_vjp) a.grad_decoder_vjp.write(offset, grad, n);
+  if (a.grad_prior_score) a.grad_prior_score.write(offset, grad, n);
   if (a.partial) {
-    for (int64_t k = 0; k < a.order; ++k) {
-      A* partial = a.partial + (chunk * a.order + k) * a.columns + start;
-      for (int64_t j = 0; j < n; ++j) {
-        partial[j] += through[j];
-        through[j] *= z[j];
-      }
-    }
+    add_powers(a.partial + chunk * a.order * a.columns + start, through, z, a.columns, a.order, n);
   }
 }
 
@@ -153,13 +175,11 @@ FK_INLINE void backward_chunks(const PosteriorResidual<T>& a, int64_t begin, int
           for (int64_t j = 0; j < n; ++j) through[j] *= grad_value;
           gradient_tile(a, through, z, inverse_std, sum_log_std, chunk, offset, start, n);
         }
-        if (a.grad_log_std) {
-          T* grad_log_std = a.grad_log_std + m * a.columns + start;
-          for (int64_t j = 0; j < n; ++j) store(grad_log_std + j, sum_log_std[j]);
-        }
+        if (a.grad_log_std) a.grad_log_std.write(m * a.columns + start, sum_log_std, n);
       }
     }
   }
+  finish_streams();
 }
 
 FK_CLONES void posterior_residual_rows(const PosteriorResidual<float>& a, int64_t begin, int64_t end) {
@@ -267,11 +287,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> posterior_residual_ba
     const Weights<A> weights(coefficients);
     PosteriorResidual<T> a = inputs<T>(eps, log_std, z, decoder_vjp, prior_score, coefficients, weights);
     a.grad_value = pointer<A>(grad_value);
-    a.grad_eps = output_pointer<T>(grad_eps);
-    a.grad_log_std = output_pointer<T>(grad_log_std);
-    a.grad_z = output_pointer<T>(grad_z);
-    a.grad_decoder_vjp = output_pointer<T>(grad_decoder_vjp);
-    a.grad_prior_score = output_pointer<T>(grad_prior_score);
+    a.grad_eps = output<T>(grad_eps);
+    a.grad_log_std = output<T>(grad_log_std);
+    a.grad_z = output<T>(grad_z);
+    a.grad_decoder_vjp = output<T>(grad_decoder_vjp);
+    a.grad_prior_score = output<T>(grad_prior_score);
     a.chunks = chunk_count(a.pairs, a.samples * a.columns);
     std::vector<A> partial(output_mask[3] ? a.chunks * a.order * a.columns : 0);
     a.partial = output_mask[3] ? partial.data() : nullptr;

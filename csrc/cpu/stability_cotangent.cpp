@@ -3,6 +3,7 @@
 // eps wants one), eps, log_std, writes grad_log_std: 134 MB, one exp an element and pass.
 #include "math/stability_cotangent.h"
 
+#include "cpu/buffers.h"
 #include "cpu/tensors.h"
 
 namespace fisherkernels {
@@ -12,10 +13,10 @@ template <typename T>
 struct StabilityCotangent {
   const T* eps;                     // [R, d]
   const T* log_std;                 // [M, d]
-  T* cotangent;                     // [R, 2d], forward only
+  Output<T> cotangent;              // [R, 2d], forward only
   const T* grad;                    // [R, 2d], backward only
-  T* grad_eps;                      // [R, d] or null
-  T* grad_log_std;                  // [M, d] or null
+  Output<T> grad_eps;               // [R, d] or null
+  Output<T> grad_log_std;           // [M, d] or null
   int64_t pairs, samples, columns;  // M, L, d
 };
 
@@ -33,11 +34,11 @@ FK_INLINE void forward_rows(const StabilityCotangent<T>& a, int64_t begin, int64
         mean_half[j] = stability_mean_half(e, inverse_std_of(load(log_std[j])));
         std_half[j] = stability_std_half(e);
       }
-      T* cotangent = a.cotangent + 2 * r * a.columns + start;
-      for (int64_t j = 0; j < n; ++j) store(cotangent + j, mean_half[j]);
-      for (int64_t j = 0; j < n; ++j) store(cotangent + a.columns + j, std_half[j]);
+      a.cotangent.write(2 * r * a.columns + start, mean_half, n);
+      a.cotangent.write((2 * r + 1) * a.columns + start, std_half, n);
     }
   }
+  finish_streams();
 }
 
 template <typename T>
@@ -64,16 +65,13 @@ FK_INLINE void backward_rows(const StabilityCotangent<T>& a, int64_t begin, int6
             grad[j] = stability_grad_eps(load(grad_mean_half[j]), load(grad_std_half[j]), inverse_std[j],
                                          load(eps[j]));
           }
-          T* grad_eps = a.grad_eps + r * a.columns + start;
-          for (int64_t j = 0; j < n; ++j) store(grad_eps + j, grad[j]);
+          a.grad_eps.write(r * a.columns + start, grad, n);
         }
       }
-      if (a.grad_log_std) {
-        T* grad_log_std = a.grad_log_std + m * a.columns + start;
-        for (int64_t j = 0; j < n; ++j) store(grad_log_std + j, sum[j]);
-      }
+      if (a.grad_log_std) a.grad_log_std.write(m * a.columns + start, sum, n);
     }
   }
+  finish_streams();
 }
 
 FK_CLONES void stability_cotangent_rows(const StabilityCotangent<float>& a, int64_t begin, int64_t end) {
@@ -107,7 +105,7 @@ Tensor stability_cotangent(const Tensor& eps_in, const Tensor& log_std_in) {
     StabilityCotangent<T> a{};
     a.eps = pointer<T>(eps);
     a.log_std = pointer<T>(log_std);
-    a.cotangent = output_pointer<T>(cotangent);
+    a.cotangent = output<T>(cotangent);
     a.pairs = log_std.size(0);
     a.columns = columns;
     for_rows(rows, columns, [&](int64_t begin, int64_t end) { stability_cotangent_rows(a, begin, end); });
@@ -127,10 +125,10 @@ std::tuple<Tensor, Tensor> stability_cotangent_backward(const Tensor& grad_in, c
     using T = decltype(element);
     const StabilityCotangent<T> a{pointer<T>(eps),
                                   pointer<T>(log_std),
-                                  nullptr,
+                                  {},
                                   pointer<T>(grad),
-                                  output_pointer<T>(grad_eps),
-                                  output_pointer<T>(grad_log_std),
+                                  output<T>(grad_eps),
+                                  output<T>(grad_log_std),
                                   pairs,
                                   samples,
                                   columns};

@@ -40,17 +40,6 @@ T* output_pointer(const Tensor& t) {
 
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
-// An uninitialised contiguous tensor on `like`'s device.
-inline Tensor new_output(const Tensor& like, Sizes sizes, std::optional<ScalarType> dtype = std::nullopt) {
-  return torch::stable::new_empty(like, sizes, dtype);
-}
-
-// A gradient of `like`'s dtype and the given sizes, or an empty tensor where it is not wanted.
-inline Tensor new_gradient(bool wanted, const Tensor& like, Sizes sizes) {
-  const int64_t none = 0;
-  return new_output(like, wanted ? sizes : Sizes(&none, 1));
-}
-
 inline ScalarType accumulate_type(ScalarType type) {
   return type == ScalarType::BFloat16 ? ScalarType::Float : type;
 }
@@ -89,6 +78,12 @@ void fill_from(const Tensor& t, const std::vector<A>& values, const char* op) {
     T* to = static_cast<T*>(t.mutable_data_ptr());
     for (size_t i = 0; i < values.size(); ++i) store(to + i, static_cast<accumulate_t<T>>(values[i]));
   });
+}
+
+// A row-shaped output that bypasses the caches where it is too large for them.
+template <typename T>
+Output<T> output(const Tensor& t) {
+  return {output_pointer<T>(t), t.numel() * static_cast<int64_t>(sizeof(T)) >= kStreamBytes};
 }
 
 constexpr int64_t kGrain = 16384;  // elements that are worth a thread of their own

@@ -8,7 +8,12 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define FK_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
@@ -57,18 +62,62 @@ FK_INLINE void store(BFloat16* to, float value) {
 
 constexpr int64_t kTile = 256;
 
+// Outputs of this size go past the caches: an ordinary store first reads the line that it is about to
+// overwrite.
+constexpr int64_t kStreamBytes = int64_t{8} << 20;
+
+// Writes a tile to memory. With `stream`, whole 16-byte pieces are written without reading their lines first.
+template <typename T, typename A>
+FK_INLINE void store_tile(T* to, const A* tile, int64_t n, [[maybe_unused]] bool stream) {
+  int64_t j = 0;
+#if defined(__SSE2__)
+  if (stream && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
+    if constexpr (std::is_same_v<T, float>) {
+      for (; j + 4 <= n; j += 4) _mm_stream_ps(to + j, _mm_loadu_ps(tile + j));
+    } else if constexpr (std::is_same_v<T, double>) {
+      for (; j + 2 <= n; j += 2) _mm_stream_pd(to + j, _mm_loadu_pd(tile + j));
+    }
+  }
+#endif
+  for (; j < n; ++j) store(to + j, tile[j]);
+}
+
+// A row-shaped output; empty where it is not wanted.
+template <typename T>
+struct Output {
+  T* data = nullptr;
+  bool stream = false;
+
+  FK_INLINE explicit operator bool() const { return data != nullptr; }
+  FK_INLINE void write(int64_t offset, const accumulate_t<T>* tile, int64_t n) const {
+    store_tile(data + offset, tile, n, stream);
+  }
+};
+
+// To be called by the thread that streamed, before others read.
+FK_INLINE void finish_streams() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
 // Sum of squares of a tile in independent lanes: the order is fixed, the additions vectorise.
 template <typename A>
 struct Lanes {
   static constexpr int64_t kCount = 128 / sizeof(A);
-  A lane[kCount] = {};
+  A lane[kCount];
 
-  FK_INLINE void add_squares(const A* tile, int64_t n) {
+  FK_INLINE Lanes() {
+    for (int64_t k = 0; k < kCount; ++k) lane[k] = 0;
+  }
+
+  template <typename T>
+  FK_INLINE void add_squares(const T* tile, int64_t n) {
     int64_t i = 0;
     for (; i + kCount <= n; i += kCount) {
-      for (int64_t k = 0; k < kCount; ++k) lane[k] += tile[i + k] * tile[i + k];
+      for (int64_t k = 0; k < kCount; ++k) lane[k] += load(tile[i + k]) * load(tile[i + k]);
     }
-    for (int64_t k = 0; i + k < n; ++k) lane[k] += tile[i + k] * tile[i + k];
+    for (int64_t k = 0; i + k < n; ++k) lane[k] += load(tile[i + k]) * load(tile[i + k]);
   }
 
   FK_INLINE A sum() const {
