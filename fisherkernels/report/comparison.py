@@ -43,8 +43,8 @@ def compare_checkpoints(
     }
     module = runs["fisher_ae"][0].data
     images, labels = module.test_set[:]
-    mean_image = module.train_set[:][0].mean(dim=0)
-    evaluation = evaluate(contenders["fisher_ae"], contenders["vae"], images, labels, mean_image)
+    train_images = module.train_set[:][0]
+    evaluation = evaluate(contenders["fisher_ae"], contenders["vae"], images, labels, train_images)
     facts = software() | {"evaluation": f"{time.perf_counter() - start:.0f} s"}
     _, height, width = module.test_set.shape
     name = DATA_NAMES.get(type(module).__name__, type(module).__name__)

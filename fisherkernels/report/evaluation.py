@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fisherkernels.report.latent import embed, latent_means, nmi_curve
 from fisherkernels.report.robustness import METRICS, robustness_curve, standard_noise
+from fisherkernels.report.sampling import is_improper, prior_samples
 from fisherkernels.report.verdict import Comparison, compare
 
 VARIANCES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
@@ -37,6 +38,7 @@ class Results:
     clean_reconstructions: Tensor  # [C, ...]
     noisy_reconstructions: dict[float, Tensor]  # variance -> [C, ...]
     samples: Tensor  # [M, ...]
+    truncated_prior: bool  # the prior is improper: it was cut to the range of the training images' codes
     maps: dict[float, Tensor]  # variance -> [n, 2]
 
 
@@ -64,7 +66,7 @@ def evaluate(
     vae: Contender,
     images: Tensor,
     labels: Tensor,
-    mean_image: Tensor,
+    train_images: Tensor,
     *,
     variances: tuple[float, ...] = VARIANCES,
     shown_variances: tuple[float, ...] = SHOWN_VARIANCES,
@@ -75,8 +77,8 @@ def evaluate(
 ) -> Evaluation:
     """Measures both contenders on test ``images`` [N, ...] in [0, 1] with integer ``labels`` [N].
 
-    Pictures and maps show run 0; curves and comparisons use every run. ``mean_image`` (of the training set) is the
-    answer of a model that ignores its input: the level above which a reconstruction is worthless.
+    Pictures and maps show run 0; curves and comparisons use every run. The mean of ``train_images`` is the answer of
+    a model that ignores its input: the level above which a reconstruction is worthless.
     """
     if len(fisher_ae.models) != len(vae.models):
         raise ValueError(
@@ -101,7 +103,8 @@ def evaluate(
                 nmi=torch.stack(nmi),
                 clean_reconstructions=first.reconstruct(images[chosen]),
                 noisy_reconstructions={v: first.reconstruct(x[chosen]) for v, x in noisy.items()},
-                samples=first.sample(num_samples, generator=torch.Generator().manual_seed(seed)),
+                samples=prior_samples(first, latent_means(first, train_images), num_samples, seed),
+                truncated_prior=is_improper(first),
                 maps={v: embed(latent_means(first, x), seed=seed) for v, x in {0.0: images, **noisy}.items()},
             )
 
@@ -120,7 +123,7 @@ def evaluate(
         return table | {"nmi": compare(*nmi, lower_is_better=False)}
 
     by_level = {variances[i]: over([i]) for i in range(len(variances))}
-    constant = mean_image.expand_as(images)
+    constant = train_images.mean(dim=0).expand_as(images)
     return Evaluation(
         fisher_ae=ours,
         vae=theirs,

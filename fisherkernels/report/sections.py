@@ -188,6 +188,11 @@ def samples_section(e: Evaluation, runs: int) -> str:
         "Latent codes drawn from each model's prior, decoded, unselected. Look for legible images of every class, and "
         "for repeats." + _first_run(runs)
     )
+    if e.fisher_ae.truncated_prior:
+        look_at += (
+            " The Fisher AE's unconstrained polynomial prior is no proper density and was fitted only where the "
+            "training images' codes lie: each coordinate is drawn from it truncated to their range."
+        )
     return html.section("samples", "Prior samples", html.figure(html.panels(drawn), 5, "Prior samples.", look_at))
 
 

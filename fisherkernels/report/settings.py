@@ -55,7 +55,7 @@ def software() -> dict[str, str]:
 
 def _loss(options: dict) -> str:
     if "stability" in options:
-        return f"Fisher AE: stability {options['stability']}, decoder gradient {options['decoder_gradient']}"
+        return f"Fisher divergence; stability: {options['stability']}, decoder gradient: {options['decoder_gradient']}"
     return f"negative ELBO, KL weight {options['beta']:g}"
 
 
