@@ -19,7 +19,7 @@ struct PosteriorResidual {
   const T* decoder_vjp;    // [R, d]
   const T* prior_score;    // [R, d] or null
   const A* score_weights;  // [K, d], or null where there is no polynomial
-  const A* slope_weights;  // [K, d], row 0 unused
+  const A* slope_weights;  // [K - 1, d]
   A* value;                // [R], forward only
   const A* grad_value;     // [R], backward only
   Output<T> grad_eps;      // each [R, d] or null
@@ -31,59 +31,72 @@ struct PosteriorResidual {
   int64_t pairs, samples, columns, order, chunks;  // M, L, d, K
 };
 
-// Horner's scheme over G consecutive weights, highest first, continued from `out`; weights are strided by d.
-template <int G, typename A>
-FK_INLINE void horner_group(A* out, const A* z, const A* weights, int64_t stride, int64_t n) {
+// Horner's scheme over G consecutive weights, highest first, from zero or continued from `out`; weights are
+// strided by d.
+template <int G, bool Continue, typename T, typename A>
+FK_INLINE void horner_group(A* out, const T* z, const A* weights, int64_t stride, int64_t n) {
 #pragma GCC ivdep
   for (int64_t j = 0; j < n; ++j) {
-    A sum = out[j];
+    const A position = load(z[j]);
+    A sum = weights[(G - 1) * stride + j];
+    if constexpr (Continue) sum = horner(out[j], position, sum);
 #pragma GCC unroll 4
-    for (int k = G - 1; k >= 0; --k) sum = horner(sum, z[j], weights[k * stride + j]);
+    for (int k = G - 2; k >= 0; --k) sum = horner(sum, position, weights[k * stride + j]);
     out[j] = sum;
   }
 }
 
-// Σ_k weights[k] z^(k - first), k = first..order-1, for a tile of columns: four weights a pass over the tile.
-template <typename A>
-FK_INLINE void polynomial(A* out, const A* z, const A* weights, int64_t stride, int64_t first, int64_t order,
-                          int64_t n) {
-  std::fill_n(out, n, A(0));
-  int64_t k = order;
-  for (; k - 4 >= first; k -= 4) horner_group<4>(out, z, weights + (k - 4) * stride, stride, n);
-  if (k - 2 >= first) {
-    k -= 2;
-    horner_group<2>(out, z, weights + k * stride, stride, n);
+// Σ_k weights[k] z^k, k = 0..terms-1, for a tile of columns: the odd ones first, then four weights a pass.
+template <typename T, typename A>
+FK_INLINE void polynomial(A* out, const T* z, const A* weights, int64_t stride, int64_t terms, int64_t n) {
+  const A* next = weights + terms / 4 * 4 * stride;
+  switch (terms % 4) {
+    case 0:
+      std::fill_n(out, n, A(0));
+      break;
+    case 1:
+      horner_group<1, false>(out, z, next, stride, n);
+      break;
+    case 2:
+      horner_group<2, false>(out, z, next, stride, n);
+      break;
+    case 3:
+      horner_group<3, false>(out, z, next, stride, n);
+      break;
   }
-  if (k - 1 >= first) horner_group<1>(out, z, weights + (k - 1) * stride, stride, n);
+  while (next != weights) {
+    next -= 4 * stride;
+    horner_group<4, true>(out, z, next, stride, n);
+  }
 }
 
 // sums[k] += power z^k for k = 0..G-1; leaves power z^G in `power`.
-template <int G, typename A>
-FK_INLINE void power_group(A* sums, A* power, const A* z, int64_t stride, int64_t n) {
+template <int G, typename T, typename A>
+FK_INLINE void power_group(A* sums, A* power, const T* z, int64_t stride, int64_t n) {
 #pragma GCC ivdep
   for (int64_t j = 0; j < n; ++j) {
+    const A position = load(z[j]);
     A p = power[j];
 #pragma GCC unroll 4
     for (int k = 0; k < G; ++k) {
       sums[k * stride + j] += p;
-      p *= z[j];
+      p *= position;
     }
     power[j] = p;
   }
 }
 
 // sums[k] += power z^k, k = 0..order-1, for a tile of columns; sums are strided by d. Overwrites `power`.
-template <typename A>
-FK_INLINE void add_powers(A* sums, A* power, const A* z, int64_t stride, int64_t order, int64_t n) {
+template <typename T, typename A>
+FK_INLINE void add_powers(A* sums, A* power, const T* z, int64_t stride, int64_t order, int64_t n) {
   int64_t k = 0;
   for (; k + 4 <= order; k += 4) power_group<4>(sums + k * stride, power, z, stride, n);
   for (; k < order; ++k) power_group<1>(sums + k * stride, power, z, stride, n);
 }
 
-// The tile of t = -ε/σ - s - v that starts at `offset` of the [R, d] arguments and at column `start`; z is
-// filled too.
+// The tile of t = -ε/σ - s - v at `offset` of the [R, d] arguments and at column `start`.
 template <typename T, typename A>
-FK_INLINE void residual_tile(const PosteriorResidual<T>& a, A* t, A* z, const A* inverse_std, int64_t offset,
+FK_INLINE void residual_tile(const PosteriorResidual<T>& a, A* t, const A* inverse_std, int64_t offset,
                              int64_t start, int64_t n) {
   const T *eps = a.eps + offset, *decoder_vjp = a.decoder_vjp + offset;
   if (a.prior_score) {
@@ -93,8 +106,7 @@ FK_INLINE void residual_tile(const PosteriorResidual<T>& a, A* t, A* z, const A*
     }
   } else if (a.score_weights) {
     A score[kTile];
-    for (int64_t j = 0; j < n; ++j) z[j] = load(a.z[offset + j]);
-    polynomial(score, z, a.score_weights + start, a.columns, 0, a.order, n);
+    polynomial(score, a.z + offset, a.score_weights + start, a.columns, a.order, n);
     for (int64_t j = 0; j < n; ++j) {
       t[j] = posterior_residual_element(load(eps[j]), inverse_std[j], score[j], load(decoder_vjp[j]));
     }
@@ -115,9 +127,9 @@ FK_INLINE void forward_rows(const PosteriorResidual<T>& a, int64_t begin, int64_
     for (int64_t start = 0; start < a.columns; start += kTile) {
       const int64_t n = std::min(kTile, a.columns - start);
       const T* log_std = a.log_std + (r % a.pairs) * a.columns + start;
-      A inverse_std[kTile], t[kTile], z[kTile];
+      A inverse_std[kTile], t[kTile];
       for (int64_t j = 0; j < n; ++j) inverse_std[j] = inverse_std_of(load(log_std[j]));
-      residual_tile(a, t, z, inverse_std, r * a.columns + start, start, n);
+      residual_tile(a, t, inverse_std, r * a.columns + start, start, n);
       lanes.add_squares(t, n);
     }
     a.value[r] = A(0.5) * lanes.sum();
@@ -126,8 +138,8 @@ FK_INLINE void forward_rows(const PosteriorResidual<T>& a, int64_t begin, int64_
 
 // Gradients of one tile of one row, from dL/dt in `through`; adds that of log_std to `sum_log_std`.
 template <typename T, typename A>
-FK_INLINE void gradient_tile(const PosteriorResidual<T>& a, A* through, const A* z, const A* inverse_std,
-                             A* sum_log_std, int64_t chunk, int64_t offset, int64_t start, int64_t n) {
+FK_INLINE void gradient_tile(const PosteriorResidual<T>& a, A* through, const A* inverse_std, A* sum_log_std,
+                             int64_t chunk, int64_t offset, int64_t start, int64_t n) {
   A grad[kTile];
   const T* eps = a.eps + offset;
   for (int64_t j = 0; j < n; ++j) {
@@ -140,7 +152,7 @@ FK_INLINE void gradient_tile(const PosteriorResidual<T>& a, A* through, const A*
   }
   if (a.grad_z) {
     if (a.slope_weights) {
-      polynomial(grad, z, a.slope_weights + start, a.columns, 1, a.order, n);
+      polynomial(grad, a.z + offset, a.slope_weights + start, a.columns, a.order - 1, n);
       for (int64_t j = 0; j < n; ++j) grad[j] = posterior_residual_grad_z(through[j], grad[j]);
     } else {
       for (int64_t j = 0; j < n; ++j) grad[j] = posterior_residual_grad_z(through[j], A(-1));
@@ -151,7 +163,7 @@ FK_INLINE void gradient_tile(const PosteriorResidual<T>& a, A* through, const A*
   if (a.grad_decoder_vjp) a.grad_decoder_vjp.write(offset, grad, n);
   if (a.grad_prior_score) a.grad_prior_score.write(offset, grad, n);
   if (a.partial) {
-    add_powers(a.partial + chunk * a.order * a.columns + start, through, z, a.columns, a.order, n);
+    add_powers(a.partial + chunk * a.order * a.columns + start, through, a.z + offset, a.columns, a.order, n);
   }
 }
 
@@ -170,10 +182,10 @@ FK_INLINE void backward_chunks(const PosteriorResidual<T>& a, int64_t begin, int
         for (int64_t sample = 0; sample < a.samples; ++sample) {
           const int64_t r = sample * a.pairs + m, offset = r * a.columns + start;
           const A grad_value = a.grad_value[r];
-          A through[kTile], z[kTile];
-          residual_tile(a, through, z, inverse_std, offset, start, n);
+          A through[kTile];
+          residual_tile(a, through, inverse_std, offset, start, n);
           for (int64_t j = 0; j < n; ++j) through[j] *= grad_value;
-          gradient_tile(a, through, z, inverse_std, sum_log_std, chunk, offset, start, n);
+          gradient_tile(a, through, inverse_std, sum_log_std, chunk, offset, start, n);
         }
         if (a.grad_log_std) a.grad_log_std.write(m * a.columns + start, sum_log_std, n);
       }
@@ -215,11 +227,11 @@ struct Weights {
     const int64_t columns = coefficients->size(0), order = coefficients->size(1);
     const std::vector<A> values = values_as<A>(*coefficients, "posterior_residual");
     score.resize(values.size());
-    slope.resize(values.size());
+    slope.resize(values.size() - columns);
     for (int64_t j = 0; j < columns; ++j) {
       for (int64_t k = 0; k < order; ++k) {
         score[k * columns + j] = score_weight(values[j * order + k], k + 1);
-        slope[k * columns + j] = slope_weight(values[j * order + k], k + 1);
+        if (k > 0) slope[(k - 1) * columns + j] = slope_weight(values[j * order + k], k + 1);
       }
     }
   }
