@@ -9,6 +9,9 @@ rounds=${2:-25}
 python=${PYTHON:-python3}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
+if [[ -n ${FISHERKERNELS_LIBRARY_DIR:-} ]]; then
+    export FISHERKERNELS_LIBRARY_DIR=$(realpath "$FISHERKERNELS_LIBRARY_DIR")
+fi
 cd "$(dirname "$0")/.."
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
