@@ -36,7 +36,7 @@ def test_drop_in_example_is_ten_lines(text):
 
 def test_named_files_exist(text):
     root = README.parent
-    named = set(re.findall(r"\b(?:configs|benchmarks|docs)/[\w/.]+\.(?:yaml|sh|png|svg)\b", text))
+    named = set(re.findall(r"\b(?:configs|benchmarks|docs)/[\w/.]+\.(?:yaml|sh|md|png|svg)\b", text))
     assert "configs/fisher_ae_digits.yaml" in named
     assert not [path for path in named if not (root / path).is_file()]
 
