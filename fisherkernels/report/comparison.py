@@ -26,10 +26,12 @@ def compare_checkpoints(
     vae: Sequence[str | Path],
     out: str | Path,
     extra_settings: dict[str, dict[str, str]] | None = None,
+    num_images: int | None = None,
 ) -> Evaluation:
     """Evaluates the checkpoints, run by run in pairs, on their common test set and writes the page to ``out``.
 
     extra_settings: further rows (label -> value) of the page's table of settings, under ``fisher_ae`` and ``vae``.
+    num_images: use only the first so many images of the training and of the test set.
     """
     start = time.perf_counter()
     extra_settings = extra_settings or {}
@@ -42,8 +44,10 @@ def compare_checkpoints(
         for name, label in (("fisher_ae", "Fisher AE"), ("vae", "VAE"))
     }
     module = runs["fisher_ae"][0].data
-    images, labels = module.test_set[:]
-    train_images = module.train_set[:][0]
+    if num_images is not None and num_images < 10:
+        raise ValueError(f"num_images: expected at least 10, got {num_images}")
+    images, labels = module.test_set[:num_images]
+    train_images = module.train_set[:num_images][0]
     evaluation = evaluate(contenders["fisher_ae"], contenders["vae"], images, labels, train_images)
     facts = software() | {"evaluation": f"{time.perf_counter() - start:.0f} s"}
     _, height, width = module.test_set.shape
@@ -65,7 +69,8 @@ def main(arguments: Sequence[str]) -> None:
             f"--{name}", nargs="+", required=True, metavar="CKPT", help="one checkpoint per training run"
         )
     parser.add_argument("--out", default="report.html", help="the page to write (default: %(default)s)")
+    parser.add_argument("--num_images", type=int, help="use only the first images of the training and of the test set")
     options = parser.parse_args(arguments[1:])
     torch.manual_seed(0)
-    compare_checkpoints(options.fisher_ae, options.vae, options.out)
+    compare_checkpoints(options.fisher_ae, options.vae, options.out, num_images=options.num_images)
     print(f"wrote {options.out}")

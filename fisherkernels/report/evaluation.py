@@ -90,6 +90,7 @@ def evaluate(
     chosen = one_of_each_class(labels, 10)
     noise = standard_noise(images, num_draws, seed)[0]
     noisy = {v: images + v**0.5 * noise for v in shown_variances}
+    mapped = {0.0: images, shown_variances[-1]: noisy[shown_variances[-1]]}
 
     def measure(contender: Contender) -> Results:
         for model in contender.models:
@@ -105,7 +106,7 @@ def evaluate(
                 noisy_reconstructions={v: first.reconstruct(x[chosen]) for v, x in noisy.items()},
                 samples=prior_samples(first, latent_means(first, train_images), num_samples, seed),
                 truncated_prior=is_improper(first),
-                maps={v: embed(latent_means(first, x), seed=seed) for v, x in {0.0: images, **noisy}.items()},
+                maps={v: embed(latent_means(first, x), seed=seed) for v, x in mapped.items()},
             )
 
     ours, theirs = measure(fisher_ae), measure(vae)

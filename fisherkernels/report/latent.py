@@ -47,6 +47,7 @@ def embed(means: Tensor, *, seed: int = 0, max_points: int = 1000) -> Tensor:
     """t-SNE of the first ``max_points`` latent means to the plane, [n, 2], centred and scaled to |coordinate| <= 1."""
     points = means[:max_points].double().numpy()
     perplexity = min(30.0, (len(points) - 1) / 3)
-    plane = torch.from_numpy(TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(points))
+    tsne = TSNE(2, perplexity=perplexity, init="pca", max_iter=500, random_state=seed)
+    plane = torch.from_numpy(tsne.fit_transform(points))
     plane = plane - plane.mean(dim=0)
     return plane / plane.abs().max()

@@ -202,9 +202,9 @@ def latent_section(e: Evaluation, runs: int) -> str:
         for variance, points in results.maps.items():
             title = f"{name}, " + (f"noise variance {variance:g}" if variance else "clean images")
             panel = map_panel(points, e.labels[: len(points)], title)
-            drawn.append(svg(panel, f"t-SNE map of the latent means. {title}.", 3.6, 3.7))
+            drawn.append(svg(panel, f"t-SNE map of the latent means. {title}.", 4.4, 4.1))
     maps = html.figure(
-        html.panels(drawn),
+        html.panels(drawn, "panels two"),
         6,
         "Latent map.",
         "t-SNE of the test images' posterior means; every mark is an image, drawn as its class. Look at whether "

@@ -36,7 +36,9 @@ def test_the_demo_trains_both_models_and_writes_the_report(tmp_path, capsys):
 
     checkpoints = [str(out / name / "run_0" / "checkpoints" / "last.ckpt") for name in ("fisher_ae", "vae")]
     again = tmp_path / "again.html"
-    comparison.main(["report", "--fisher_ae", checkpoints[0], "--vae", checkpoints[1], "--out", str(again)])
+    models = ["--fisher_ae", checkpoints[0], "--vae", checkpoints[1]]
+    comparison.main(["report", *models, "--out", str(again), "--num_images", "50"])
+    assert "tested on 50 unseen images" in again.read_text(encoding="utf-8")
     assert "Fisher auto-encoder and VAE on handwritten digits" in again.read_text(encoding="utf-8")
 
 
