@@ -124,9 +124,11 @@ def one_line_error(capsys, *words):
 
 def test_mistakes_are_one_line(folder, capsys):
     assert cli.main(["fti"]) == 2
-    one_line_error(capsys, "unknown command 'fti'", "fit, validate, test, predict, info")
+    one_line_error(capsys, "unknown command 'fti'", "fit, validate, test, predict, demo, report, info")
     assert command("fit", "fisher_ae_digits", "--model.latent_dm", "3") == 2
     one_line_error(capsys, "latent_dm")
+    assert cli.main(["fit", "--trainer.max_epochs", "3"]) == 2
+    one_line_error(capsys, "fit: expected --config FILE")
     assert cli.main(["fit", "--config", "nowhere.yaml"]) == 2
     one_line_error(capsys, "nowhere.yaml")
     assert command("fit", "fisher_ae_mnist", "--data.root", "nowhere", *FAST[-4:]) == 2

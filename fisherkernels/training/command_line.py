@@ -85,7 +85,6 @@ class CommandLine(LightningCLI):
             self._checkpoint = str(run_folder.resolve(self.folder, self._ckpt_path))
         else:
             self._checkpoint = None
-            rank_zero_only(run_folder.clear)(self.folder, self._overwrite)
 
     def after_instantiate_classes(self) -> None:
         self.config_init[self.subcommand]["ckpt_path"] = self._checkpoint
@@ -114,6 +113,8 @@ class CommandLine(LightningCLI):
         return super().instantiate_trainer(callbacks=callbacks, plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
 
     def before_fit(self) -> None:
+        if self._checkpoint is None:
+            rank_zero_only(run_folder.clear)(self.folder, self._overwrite)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         rank_zero_print(f"{type(self.model).__name__}, {parameters:,} parameters; run folder: {self.folder}")
 
@@ -147,6 +148,8 @@ def _first_cause(message: str) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Runs ``fit``, ``validate``, ``test`` or ``predict``. Raises ValueError for arguments that do not parse."""
+    if not {"--config", "-c", "--model", "-h", "--help"} & {argument.partition("=")[0] for argument in arguments}:
+        raise ValueError(f"{arguments[0]}: expected --config FILE, for example --config configs/fisher_ae_digits.yaml")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     for harmless in (".*LeafSpec.*", "Couldn't infer the batch indices"):
