@@ -19,7 +19,7 @@ struct PosteriorResidual {
   const T* decoder_vjp;    // [R, d]
   const T* prior_score;    // [R, d] or null
   const A* score_weights;  // [K, d], or null where there is no polynomial
-  const A* slope_weights;  // [K - 1, d]
+
   A* value;                // [R], forward only
   const A* grad_value;     // [R], backward only
   Output<T> grad_eps;      // each [R, d] or null
@@ -31,42 +31,46 @@ struct PosteriorResidual {
   int64_t pairs, samples, columns, order, chunks;  // M, L, d, K
 };
 
-// Horner's scheme over G consecutive weights, highest first, from zero or continued from `out`; weights are
-// strided by d.
-template <int G, bool Continue, typename T, typename A>
-FK_INLINE void horner_group(A* out, const T* z, const A* weights, int64_t stride, int64_t n) {
+// Horner's scheme over G consecutive weights, highest first, from zero or continued: the value in `score`
+// and, with Slope, its derivative in `slope`; weights are strided by d.
+template <int G, bool Continue, bool Slope, typename T, typename A>
+FK_INLINE void horner_group(A* score, A* slope, const T* z, const A* weights, int64_t stride, int64_t n) {
 #pragma GCC ivdep
   for (int64_t j = 0; j < n; ++j) {
     const A position = load(z[j]);
-    A sum = weights[(G - 1) * stride + j];
-    if constexpr (Continue) sum = horner(out[j], position, sum);
+    A value = Continue ? score[j] : A(0), derivative = Continue && Slope ? slope[j] : A(0);
 #pragma GCC unroll 4
-    for (int k = G - 2; k >= 0; --k) sum = horner(sum, position, weights[k * stride + j]);
-    out[j] = sum;
+    for (int k = G - 1; k >= 0; --k) {
+      if constexpr (Slope) derivative = horner(derivative, position, value);
+      value = horner(value, position, weights[k * stride + j]);
+    }
+    score[j] = value;
+    if constexpr (Slope) slope[j] = derivative;
   }
 }
 
 // Σ_k weights[k] z^k, k = 0..terms-1, for a tile of columns: the odd ones first, then four weights a pass.
-template <typename T, typename A>
-FK_INLINE void polynomial(A* out, const T* z, const A* weights, int64_t stride, int64_t terms, int64_t n) {
-  const A* next = weights + terms / 4 * 4 * stride;
-  switch (terms % 4) {
+template <bool Slope, typename T, typename A>
+FK_INLINE void polynomial(A* score, A* slope, const T* z, const A* weights, int64_t stride, int64_t terms,
+                          int64_t n) {
+  const A* next = weights + (terms - 1) / 4 * 4 * stride;
+  switch ((terms - 1) % 4) {
     case 0:
-      std::fill_n(out, n, A(0));
+      horner_group<1, false, Slope>(score, slope, z, next, stride, n);
       break;
     case 1:
-      horner_group<1, false>(out, z, next, stride, n);
+      horner_group<2, false, Slope>(score, slope, z, next, stride, n);
       break;
     case 2:
-      horner_group<2, false>(out, z, next, stride, n);
+      horner_group<3, false, Slope>(score, slope, z, next, stride, n);
       break;
     case 3:
-      horner_group<3, false>(out, z, next, stride, n);
+      horner_group<4, false, Slope>(score, slope, z, next, stride, n);
       break;
   }
   while (next != weights) {
     next -= 4 * stride;
-    horner_group<4, true>(out, z, next, stride, n);
+    horner_group<4, true, Slope>(score, slope, z, next, stride, n);
   }
 }
 
@@ -94,10 +98,11 @@ FK_INLINE void add_powers(A* sums, A* power, const T* z, int64_t stride, int64_t
   for (; k < order; ++k) power_group<1>(sums + k * stride, power, z, stride, n);
 }
 
-// The tile of t = -ε/σ - s - v at `offset` of the [R, d] arguments and at column `start`.
-template <typename T, typename A>
-FK_INLINE void residual_tile(const PosteriorResidual<T>& a, A* t, const A* inverse_std, int64_t offset,
-                             int64_t start, int64_t n) {
+// The tile of t = -ε/σ - s - v at `offset` of the [R, d] arguments and at column
+// `start`; with Slope also that of the polynomial.
+template <bool Slope, typename T, typename A>
+FK_INLINE void residual_tile(const PosteriorResidual<T>& a, A* t, A* slope, const A* inverse_std,
+                             int64_t offset, int64_t start, int64_t n) {
   const T *eps = a.eps + offset, *decoder_vjp = a.decoder_vjp + offset;
   if (a.prior_score) {
     const T* score = a.prior_score + offset;
@@ -106,7 +111,7 @@ FK_INLINE void residual_tile(const PosteriorResidual<T>& a, A* t, const A* inver
     }
   } else if (a.score_weights) {
     A score[kTile];
-    polynomial(score, a.z + offset, a.score_weights + start, a.columns, a.order, n);
+    polynomial<Slope>(score, slope, a.z + offset, a.score_weights + start, a.columns, a.order, n);
     for (int64_t j = 0; j < n; ++j) {
       t[j] = posterior_residual_element(load(eps[j]), inverse_std[j], score[j], load(decoder_vjp[j]));
     }
@@ -129,20 +134,22 @@ FK_INLINE void forward_rows(const PosteriorResidual<T>& a, int64_t begin, int64_
       const T* log_std = a.log_std + (r % a.pairs) * a.columns + start;
       A inverse_std[kTile], t[kTile];
       for (int64_t j = 0; j < n; ++j) inverse_std[j] = inverse_std_of(load(log_std[j]));
-      residual_tile(a, t, inverse_std, r * a.columns + start, start, n);
+      residual_tile<false>(a, t, t, inverse_std, r * a.columns + start, start, n);
       lanes.add_squares(t, n);
     }
     a.value[r] = A(0.5) * lanes.sum();
   }
 }
 
-// Gradients of one tile of one row, from dL/dt in `through`; adds that of log_std to `sum_log_std`.
+// Gradients of one tile of one row, from t in `through`; adds that of log_std to `sum_log_std`.
 template <typename T, typename A>
-FK_INLINE void gradient_tile(const PosteriorResidual<T>& a, A* through, const A* inverse_std, A* sum_log_std,
-                             int64_t chunk, int64_t offset, int64_t start, int64_t n) {
+FK_INLINE void gradient_tile(const PosteriorResidual<T>& a, A grad_value, A* through, A* slope,
+                             const A* inverse_std, A* sum_log_std, int64_t chunk, int64_t offset,
+                             int64_t start, int64_t n) {
   A grad[kTile];
   const T* eps = a.eps + offset;
   for (int64_t j = 0; j < n; ++j) {
+    through[j] *= grad_value;
     sum_log_std[j] +=
         posterior_residual_grad_log_std(through[j], inverse_std[j], static_cast<A>(load(eps[j])));
   }
@@ -151,12 +158,8 @@ FK_INLINE void gradient_tile(const PosteriorResidual<T>& a, A* through, const A*
     a.grad_eps.write(offset, grad, n);
   }
   if (a.grad_z) {
-    if (a.slope_weights) {
-      polynomial(grad, a.z + offset, a.slope_weights + start, a.columns, a.order - 1, n);
-      for (int64_t j = 0; j < n; ++j) grad[j] = posterior_residual_grad_z(through[j], grad[j]);
-    } else {
-      for (int64_t j = 0; j < n; ++j) grad[j] = posterior_residual_grad_z(through[j], A(-1));
-    }
+    if (a.score_weights == nullptr) std::fill_n(slope, n, A(-1));
+    for (int64_t j = 0; j < n; ++j) grad[j] = posterior_residual_grad_z(through[j], slope[j]);
     a.grad_z.write(offset, grad, n);
   }
   for (int64_t j = 0; j < n; ++j) grad[j] = -through[j];
@@ -167,27 +170,31 @@ FK_INLINE void gradient_tile(const PosteriorResidual<T>& a, A* through, const A*
   }
 }
 
+// One tile of the rows that share row m of log_std.
+template <typename T>
+FK_INLINE void backward_tile(const PosteriorResidual<T>& a, int64_t chunk, int64_t m, int64_t start,
+                             int64_t n) {
+  using A = accumulate_t<T>;
+  const T* log_std = a.log_std + m * a.columns + start;
+  A inverse_std[kTile], sum_log_std[kTile], through[kTile], slope[kTile];
+  for (int64_t j = 0; j < n; ++j) inverse_std[j] = inverse_std_of(load(log_std[j]));
+  std::fill_n(sum_log_std, n, A(0));
+  for (int64_t sample = 0; sample < a.samples; ++sample) {
+    const int64_t r = sample * a.pairs + m, offset = r * a.columns + start;
+    const A grad_value = a.grad_value[r];
+    residual_tile<true>(a, through, slope, inverse_std, offset, start, n);
+    gradient_tile(a, grad_value, through, slope, inverse_std, sum_log_std, chunk, offset, start, n);
+  }
+  if (a.grad_log_std) a.grad_log_std.write(m * a.columns + start, sum_log_std, n);
+}
+
 template <typename T>
 FK_INLINE void backward_chunks(const PosteriorResidual<T>& a, int64_t begin, int64_t end) {
-  using A = accumulate_t<T>;
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     const int64_t last = (chunk + 1) * a.pairs / a.chunks;
     for (int64_t m = chunk * a.pairs / a.chunks; m < last; ++m) {
       for (int64_t start = 0; start < a.columns; start += kTile) {
-        const int64_t n = std::min(kTile, a.columns - start);
-        const T* log_std = a.log_std + m * a.columns + start;
-        A inverse_std[kTile], sum_log_std[kTile];
-        for (int64_t j = 0; j < n; ++j) inverse_std[j] = inverse_std_of(load(log_std[j]));
-        std::fill_n(sum_log_std, n, A(0));
-        for (int64_t sample = 0; sample < a.samples; ++sample) {
-          const int64_t r = sample * a.pairs + m, offset = r * a.columns + start;
-          const A grad_value = a.grad_value[r];
-          A through[kTile];
-          residual_tile(a, through, inverse_std, offset, start, n);
-          for (int64_t j = 0; j < n; ++j) through[j] *= grad_value;
-          gradient_tile(a, through, inverse_std, sum_log_std, chunk, offset, start, n);
-        }
-        if (a.grad_log_std) a.grad_log_std.write(m * a.columns + start, sum_log_std, n);
+        backward_tile(a, chunk, m, start, std::min(kTile, a.columns - start));
       }
     }
   }
@@ -220,18 +227,17 @@ FK_CLONES void posterior_residual_backward_chunks(const PosteriorResidual<BFloat
 // contiguous.
 template <typename A>
 struct Weights {
-  std::vector<A> score, slope;
+  std::vector<A> score;
 
   explicit Weights(const std::optional<Tensor>& coefficients) {
     if (!coefficients.has_value()) return;
     const int64_t columns = coefficients->size(0), order = coefficients->size(1);
     const std::vector<A> values = values_as<A>(*coefficients, "posterior_residual");
     score.resize(values.size());
-    slope.resize(values.size() - columns);
+
     for (int64_t j = 0; j < columns; ++j) {
       for (int64_t k = 0; k < order; ++k) {
         score[k * columns + j] = score_weight(values[j * order + k], k + 1);
-        if (k > 0) slope[(k - 1) * columns + j] = slope_weight(values[j * order + k], k + 1);
       }
     }
   }
@@ -254,7 +260,6 @@ PosteriorResidual<T> inputs(const Tensor& eps, const Tensor& log_std, const Tens
   if (coefficients.has_value()) {
     a.order = coefficients->size(1);
     a.score_weights = weights.score.data();
-    a.slope_weights = weights.slope.data();
   }
   return a;
 }
