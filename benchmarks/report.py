@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+from .suites import SUITES
 from .timing import quartiles
 
 OURS = "ours"
@@ -33,10 +34,12 @@ def render(results):
     parts = []
     for device in ("cpu", "cuda"):
         found = [result for result in results if result["device"] == device]
-        for result in found:
-            parts.append(table(result, minimum_rounds=MINIMUM_ROUNDS))
-        if not found:
-            parts.append(NOT_RUN if device == "cuda" else "CPU: no result is committed.")
+        parts += [table(result, minimum_rounds=MINIMUM_ROUNDS) for result in found]
+        missing = [suite for suite in SUITES if suite not in {result["suite"] for result in found}]
+        if device == "cuda" and not found:
+            parts.append(NOT_RUN)
+        elif missing:
+            parts.append(f"{device.upper()}: no result is committed for {' and '.join(missing)}.")
     return "\n\n".join(parts)
 
 

@@ -59,8 +59,10 @@ def test_reported_results_need_fifteen_rounds():
 
 
 def test_missing_results_are_said():
-    assert NOT_RUN in render([_result()])
-    assert "CPU: no result is committed." in render([])
+    ops_alone = render([_result()])
+    assert NOT_RUN in ops_alone
+    assert "CPU: no result is committed for steps." in ops_alone
+    assert "CPU: no result is committed for ops and steps." in render([])
 
 
 def test_report_rewrites_only_what_is_between_the_markers(tmp_path):
