@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import platform
-from importlib import metadata
 from typing import Any
 
 import torch
 
+import fisherkernels
 from fisherkernels.ops._library import backends
 
 try:
@@ -44,7 +44,7 @@ def info() -> dict[str, Any]:
         statuses["cuda"]["reason"] = f"not built: {built['cuda_missing']}"
     archs = built.get("cuda_archs", [])
     versions = {
-        "fisherkernels": metadata.version("fisherkernels"),
+        "fisherkernels": fisherkernels.__version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "torch_cuda": torch.version.cuda,

@@ -15,6 +15,7 @@ def refuse_distributed(net: nn.Module, argument: str) -> None:
     for kind in type(net).__mro__:
         if kind.__name__ in _DISTRIBUTED and kind.__module__.startswith("torch."):
             raise TypeError(
-                f"{argument}: expected the network itself, got it wrapped in {kind.__name__}, which synchronises "
-                "gradients only through its own forward; compute the loss in the forward of a module and wrap that"
+                f"{argument}: expected a plain torch.nn.Module, received one wrapped by {kind.__name__}, which "
+                "synchronises gradients only through its own forward; the loss belongs inside the wrapped module: "
+                "compute it in that module's forward"
             )

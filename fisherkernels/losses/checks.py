@@ -8,7 +8,7 @@ import math
 
 import torch
 
-WRAPPERS = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule")
+from fisherkernels.linearize.wrappers import refuse_distributed
 
 
 def may_read_values(tensor: torch.Tensor) -> bool:
@@ -40,16 +40,10 @@ def check_data(x, name: str = "x") -> None:
 
 
 def check_network(name: str, network) -> None:
-    """A callable that is not a data-parallel wrapper: those synchronise only through their own forward."""
+    """A callable that is not a data-parallel wrapper."""
     if not callable(network):
         raise TypeError(f"{name}: expected a torch.nn.Module, received {type_name(network)}")
-    for parent in type(network).__mro__:
-        if parent.__name__ in WRAPPERS and parent.__module__.startswith("torch."):
-            raise TypeError(
-                f"{name}: expected a plain torch.nn.Module, received one wrapped by {parent.__name__}, which "
-                "synchronises gradients only through its own forward; the loss belongs inside the wrapped "
-                "module: compute it in that module's forward"
-            )
+    refuse_distributed(network, name)
 
 
 def check_number(name: str, value, *, positive: bool = False) -> None:

@@ -344,5 +344,5 @@ class TestBadInput:
             lin.vjp((torch.ones(4, 2), torch.ones(5, 4, 2)))
 
     def test_distributed_wrapper(self):
-        with pytest.raises(TypeError, match="net: .*DataParallel.*compute the loss in the forward of a module"):
+        with pytest.raises(TypeError, match="net: .*DataParallel.*the loss belongs inside the wrapped module"):
             linearize(nn.DataParallel(self.net), torch.randn(2, 3))
