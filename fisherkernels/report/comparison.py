@@ -63,7 +63,7 @@ def _contender(label: str, runs: list[Run], extra: dict[str, str]) -> Contender:
 
 def main(arguments: Sequence[str]) -> None:
     """``fisherkernels report``."""
-    parser = argparse.ArgumentParser(prog="fisherkernels report", description=__doc__.partition(": ")[2])
+    parser = argparse.ArgumentParser(prog="fisherkernels report", description="Compares trained models in one page.")
     for name in ("fisher_ae", "vae"):
         parser.add_argument(
             f"--{name}", nargs="+", required=True, metavar="CKPT", help="one checkpoint per training run"
