@@ -17,6 +17,7 @@ __all__ = [
     "backends",
     "gaussian_score",
     "half_squared_norm",
+    "load_libraries",
     "posterior_residual",
     "stability_cotangent",
     "use_twins",
