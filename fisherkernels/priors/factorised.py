@@ -49,7 +49,7 @@ class FactorisedPrior(nn.Module):
         return total.sum(-1)
 
     @torch.no_grad()
-    def truncation(self, interval: tuple[float, float] | None = None) -> torch.Tensor:
+    def truncation(self, interval: tuple[float, float] | torch.Tensor | None = None) -> torch.Tensor:
         """The interval per dimension on which ``sample(method="inverse_cdf")`` draws: float64 ``[d, 2]``.
 
         It is cut where the density falls to e^-40 of its maximum. Towards a side on which the density grows
@@ -64,7 +64,7 @@ class FactorisedPrior(nn.Module):
         n: int,
         *,
         method: str = "inverse_cdf",
-        interval: tuple[float, float] | None = None,
+        interval: tuple[float, float] | torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         steps: int = 15_000,
         step_size: float = 1e-3,
@@ -77,7 +77,9 @@ class FactorisedPrior(nn.Module):
                 (float64, log-linear within a cell), from the density truncated to :meth:`truncation`.
                 ``"svgd"``: particles started at N(0, I) and moved by :func:`fisherkernels.svgd`, as the
                 paper does, with the RMS-normalised steps of its released code.
-            interval: (low, high), outer ends of the truncation for every dimension; inverse_cdf only.
+            interval: outer ends of the truncation, (low, high) for every dimension or a tensor [d, 2];
+                inverse_cdf only. An improper prior was only fitted where the codes of the training data lie
+                and may have most of its mass far from there: give their range.
             generator: source of randomness; the global one when None.
             steps, step_size: of svgd; the defaults are the paper's.
 

@@ -9,20 +9,32 @@ DROP = 40.0  # nats below the maximum at which the density counts as zero
 FALLBACK = 5.0  # outer end where the density grows without end and has no maximum to stay near
 
 
-def truncation_bounds(coefficients: torch.Tensor, interval: tuple[float, float] | None) -> torch.Tensor:
-    """(low, high) per row of coefficients [d, K] (float64 on the CPU): [d, 2]."""
+def truncation_bounds(coefficients: torch.Tensor, interval=None) -> torch.Tensor:
+    """(low, high) per row of coefficients [d, K] (float64 on the CPU): [d, 2]; interval: None, a pair, or [d, 2]."""
     if not bool(torch.isfinite(coefficients).all()):
         raise ValueError("coefficients: expected finite values, received NaN or infinity")
-    if interval is not None:
-        low, high = (float(end) for end in interval)
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(f"interval: expected finite (low, high) with low < high, received {interval!r}")
-        interval = low, high
+    intervals = [None] * len(coefficients) if interval is None else check_interval(interval, len(coefficients))
     bounds = []
-    for row in coefficients.numpy():
+    for row, ends in zip(coefficients.numpy(), intervals, strict=True):
         density = np.polynomial.Polynomial([0.0, *row]).trim()
-        bounds.append(cut(density, stationary_points(density), interval))
+        bounds.append(cut(density, stationary_points(density), ends))
     return torch.tensor(bounds, dtype=torch.float64)
+
+
+def check_interval(interval, d: int) -> list[tuple[float, float]]:
+    """One (low, high) per dimension."""
+    if isinstance(interval, torch.Tensor):
+        if interval.shape != (d, 2):
+            shape = list(interval.shape)
+            raise ValueError(f"interval: expected (low, high) or a tensor [{d}, 2], received shape {shape}")
+        pairs = [tuple(pair) for pair in interval.tolist()]
+    else:
+        low, high = (float(end) for end in interval)
+        pairs = [(low, high)] * d
+    for low, high in pairs:
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(f"interval: expected finite (low, high) with low < high, received {(low, high)!r}")
+    return pairs
 
 
 def stationary_points(density: np.polynomial.Polynomial) -> np.ndarray:

@@ -106,6 +106,13 @@ def test_linear_density_on_an_interval():
     torch.testing.assert_close(draws, expected, rtol=0, atol=1e-9)
 
 
+def test_interval_per_dimension():
+    interval = torch.tensor([[-1.0, 0.5], [2.0, 3.0]], dtype=torch.float64)
+    draws = StandardNormal(2).double().sample(500, interval=interval, generator=seeded())
+    assert ((draws >= interval[:, 0]) & (draws <= interval[:, 1])).all()
+    assert (draws.amax(0) - draws.amin(0) > 0.9 * (interval[:, 1] - interval[:, 0])).all()
+
+
 def test_interval_truncates_a_normal():
     draws = StandardNormal(2).double().sample(2000, interval=(1.0, 2.0), generator=seeded())
     low, high = (torch.special.ndtr(torch.tensor(e).double()) for e in (1.0, 2.0))
@@ -150,6 +157,7 @@ def test_svgd_moves_a_start_at_the_normal_to_the_prior():
         ({"method": "mcmc"}, "method: expected 'inverse_cdf' or 'svgd', received 'mcmc'"),
         ({"interval": (1.0, 1.0)}, "interval: expected finite"),
         ({"interval": (0.0, math.inf)}, "interval: expected finite"),
+        ({"interval": torch.zeros(3, 2)}, r"interval: expected .* a tensor \[2, 2\], received shape \[3, 2\]"),
         ({"method": "svgd", "interval": (0.0, 1.0)}, "interval: expected None with method='svgd'"),
     ],
 )
