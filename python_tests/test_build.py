@@ -43,7 +43,7 @@ def test_cpu_only_in_one_line(tmp_path, reason):
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"FISHERKERNELS_CUDA": "1", "CUDACXX": "/no/such/nvcc"}, "asks for the CUDA kernels, but no working nvcc found"),
+        ({"FISHERKERNELS_CUDA": "1", "CUDACXX": "/none"}, "asks for the CUDA kernels, but no working nvcc found"),
         ({"FISHERKERNELS_CUDA": "yes"}, "FISHERKERNELS_CUDA must be 0, 1 or unset, got 'yes'"),
         ({"TORCH_CUDA_ARCH_LIST": "Hopper"}, "expects entries such as 9.0 or 10.0+PTX, got 'Hopper'"),
     ],
