@@ -117,6 +117,8 @@ def render(facts: dict[str, Any] | None = None) -> str:
     for device in facts["devices"]:
         support = "supported" if device["supported"] else "no kernels for it in this build"
         rows.append(("device", f"{device['name']}, compute capability {device['capability']}, {support}"))
+    if facts["cuda_archs"] and not facts["devices"]:
+        rows.append(("device", "no CUDA device"))
     rows.append(("vector ISA", facts["vector_isa"] or "torch's own"))
     rows.append(("threads", str(facts["threads"])))
     return "\n".join(f"{key:<14} {value}" for key, value in rows)
