@@ -1,6 +1,6 @@
 """What the Autograd kernels of all operators share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -8,7 +8,16 @@ from torch import Tensor
 
 def needs_graph(*tensors: Tensor | None) -> bool:
     """True where autograd would record a call with these arguments."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
+
+
+def call(op, autograd: Callable, *args):
+    """Calls an operator: by name while compiling, else its Autograd kernel, sparing the way through the dispatcher."""
+    return op(*args) if torch.compiler.is_compiling() else autograd(*args)
 
 
 def below_autograd(op, *args):

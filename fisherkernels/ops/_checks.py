@@ -11,9 +11,7 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype is torch.bfloat16 else dtype
 
 
-def check_tensor(
-    op: str, name: str, value: object, like: Tensor | None = None, *, wide: bool = False
-) -> None:
+def check_tensor(op: str, name: str, value: object, like: Tensor | None = None, *, wide: bool = False) -> None:
     """A floating tensor of the device and dtype of `like`; with `wide`, float32 may go with bfloat16."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a Tensor, got {type(value).__name__}")
@@ -22,20 +20,14 @@ def check_tensor(
             raise TypeError(f"{op}: {name} must be float32, float64 or bfloat16, got {value.dtype}")
         return
     if value.dtype is not like.dtype and not (wide and value.dtype is accumulate_dtype(like.dtype)):
-        raise TypeError(
-            f"{op}: {name} must have dtype {like.dtype} like the other arguments, got {value.dtype}"
-        )
+        raise TypeError(f"{op}: {name} must have dtype {like.dtype} like the other arguments, got {value.dtype}")
     if value.device != like.device:
-        raise ValueError(
-            f"{op}: {name} must be on {like.device} like the other arguments, got {value.device}"
-        )
+        raise ValueError(f"{op}: {name} must be on {like.device} like the other arguments, got {value.device}")
 
 
 def check_matrix(op: str, name: str, value: Tensor) -> None:
     if value.dim() != 2:
-        raise ValueError(
-            f"{op}: {name} must have two dimensions [rows, columns], got shape {list(value.shape)}"
-        )
+        raise ValueError(f"{op}: {name} must have two dimensions [rows, columns], got shape {list(value.shape)}")
 
 
 def check_same_shape(op: str, name: str, value: Tensor, other: str, expected: Tensor) -> None:

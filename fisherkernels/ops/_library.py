@@ -26,9 +26,7 @@ class BackendStatus(NamedTuple):
     reason: str
 
 
-def define(
-    name: str, schema: str, *, twin: Callable, fake: Callable, autograd: Callable | None = None
-) -> None:
+def define(name: str, schema: str, *, twin: Callable, fake: Callable, autograd: Callable | None = None) -> None:
     """Defines `fisherkernels::name` with its PyTorch twin, its fake and, if given, its Autograd kernel."""
     _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout))
     _LIBRARY.impl(name, twin, "CompositeExplicitAutograd")

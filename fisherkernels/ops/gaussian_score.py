@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fisherkernels.ops._autograd import below_autograd, needs_graph, single_backward
+from fisherkernels.ops._autograd import below_autograd, call, needs_graph, single_backward
 from fisherkernels.ops._checks import (
     accumulate_dtype,
     check_matrix,
@@ -46,10 +46,8 @@ def gaussian_score(x: Tensor, mean: Tensor, variance: Tensor | float) -> tuple[T
     check_tensor("gaussian_score", "variance", variance, x, wide=True)
     columns = mean.shape[1]
     if variance.dim() != 0 and variance.shape != (columns,):
-        raise ValueError(
-            f"gaussian_score: variance must be 0-d or have shape [{columns}], got {list(variance.shape)}"
-        )
-    return torch.ops.fisherkernels.gaussian_score(x, mean, variance)
+        raise ValueError(f"gaussian_score: variance must be 0-d or have shape [{columns}], got {list(variance.shape)}")
+    return call(torch.ops.fisherkernels.gaussian_score.default, _autograd, x, mean, variance)
 
 
 def _forward(x: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fisherkernels.ops._autograd import below_autograd, needs_graph, single_backward
+from fisherkernels.ops._autograd import below_autograd, call, needs_graph, single_backward
 from fisherkernels.ops._checks import accumulate_dtype, check_tensor
 from fisherkernels.ops._library import define
 
@@ -26,7 +26,7 @@ def half_squared_norm(t: Tensor) -> Tensor:
         raise ValueError("half_squared_norm: t must have at least one dimension [rows, ...], got shape []")
     if t.dim() != 2:
         t = t.reshape(t.shape[0], t.shape[1:].numel())
-    return torch.ops.fisherkernels.half_squared_norm(t)
+    return call(torch.ops.fisherkernels.half_squared_norm.default, _autograd, t)
 
 
 def _forward(t: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fisherkernels.ops._autograd import below_autograd, needs_graph, single_backward
+from fisherkernels.ops._autograd import below_autograd, call, needs_graph, single_backward
 from fisherkernels.ops._checks import (
     accumulate_dtype,
     check_matrix,
@@ -70,7 +70,8 @@ def posterior_residual(
     if prior_score is not None:
         check_tensor(name, "prior_score", prior_score, eps)
         check_same_shape(name, "prior_score", prior_score, "eps", eps)
-    return torch.ops.fisherkernels.posterior_residual(eps, log_std, z, coefficients, decoder_vjp, prior_score)
+    args = (eps, log_std, z, coefficients, decoder_vjp, prior_score)
+    return call(torch.ops.fisherkernels.posterior_residual.default, _autograd, *args)
 
 
 def _horner(weights: Tensor, z: Tensor) -> Tensor:
@@ -107,9 +108,7 @@ def _forward(eps, log_std, z, coefficients, decoder_vjp, prior_score) -> Tensor:
     return residual.square().sum(1) / 2
 
 
-def _backward(
-    grad_value, eps, log_std, z, coefficients, decoder_vjp, prior_score, output_mask
-) -> tuple[Tensor, ...]:
+def _backward(grad_value, eps, log_std, z, coefficients, decoder_vjp, prior_score, output_mask) -> tuple[Tensor, ...]:
     dtype = accumulate_dtype(eps.dtype)
     score, slope = _score_and_slope(z, coefficients, prior_score, dtype)
     residual, inverse_std = _residual(eps, log_std, score, decoder_vjp)
@@ -143,9 +142,7 @@ def _forward_fake(eps, log_std, z, coefficients, decoder_vjp, prior_score) -> Te
 
 def _backward_fake(grad_value, eps, log_std, z, coefficients, decoder_vjp, prior_score, output_mask):
     inputs = (eps, log_std, z, eps if coefficients is None else coefficients, decoder_vjp, eps)
-    return tuple(
-        t.new_empty(t.shape if wanted else (0,)) for t, wanted in zip(inputs, output_mask, strict=True)
-    )
+    return tuple(t.new_empty(t.shape if wanted else (0,)) for t, wanted in zip(inputs, output_mask, strict=True))
 
 
 class _PosteriorResidual(torch.autograd.Function):
@@ -171,8 +168,7 @@ def _autograd(*args: Tensor | None) -> Tensor:
 
 define(
     "posterior_residual",
-    "(Tensor eps, Tensor log_std, Tensor z, Tensor? coefficients, Tensor decoder_vjp, Tensor? prior_score)"
-    " -> Tensor",
+    "(Tensor eps, Tensor log_std, Tensor z, Tensor? coefficients, Tensor decoder_vjp, Tensor? prior_score) -> Tensor",
     twin=_forward,
     fake=_forward_fake,
     autograd=_autograd,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fisherkernels.ops._autograd import below_autograd, needs_graph, single_backward
+from fisherkernels.ops._autograd import below_autograd, call, needs_graph, single_backward
 from fisherkernels.ops._checks import (
     accumulate_dtype,
     check_matrix,
@@ -36,7 +36,7 @@ def stability_cotangent(eps: Tensor, log_std: Tensor) -> Tensor:
     check_tensor("stability_cotangent", "log_std", log_std, eps)
     check_matrix("stability_cotangent", "eps", eps)
     check_paired("stability_cotangent", "log_std", log_std, "eps", eps)
-    return torch.ops.fisherkernels.stability_cotangent(eps, log_std)
+    return call(torch.ops.fisherkernels.stability_cotangent.default, _autograd, eps, log_std)
 
 
 def _forward(eps: Tensor, log_std: Tensor) -> Tensor:
@@ -101,8 +101,7 @@ define(
 )
 define(
     "stability_cotangent_backward",
-    "(Tensor grad, Tensor eps, Tensor log_std, bool[2] output_mask)"
-    " -> (Tensor grad_eps, Tensor grad_log_std)",
+    "(Tensor grad, Tensor eps, Tensor log_std, bool[2] output_mask) -> (Tensor grad_eps, Tensor grad_log_std)",
     twin=_backward,
     fake=_backward_fake,
 )
