@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fisherkernels.report.latent import embed, latent_means, nmi_curve
 from fisherkernels.report.robustness import METRICS, robustness_curve, standard_noise
-from fisherkernels.report.sampling import is_improper, prior_samples
 from fisherkernels.report.verdict import Comparison, compare
 
 VARIANCES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
@@ -38,7 +37,7 @@ class Results:
     clean_reconstructions: Tensor  # [C, ...]
     noisy_reconstructions: dict[float, Tensor]  # variance -> [C, ...]
     samples: Tensor  # [M, ...]
-    truncated_prior: bool  # the prior is improper: it was cut to the range of the training images' codes
+    truncated_prior: bool  # the prior may be improper: it was cut to the range of the codes
     maps: dict[float, Tensor]  # variance -> [n, 2]
 
 
@@ -104,8 +103,8 @@ def evaluate(
                 nmi=torch.stack(nmi),
                 clean_reconstructions=first.reconstruct(images[chosen]),
                 noisy_reconstructions={v: first.reconstruct(x[chosen]) for v, x in noisy.items()},
-                samples=prior_samples(first, latent_means(first, train_images), num_samples, seed),
-                truncated_prior=is_improper(first),
+                samples=first.sample(num_samples, generator=torch.Generator().manual_seed(seed)),
+                truncated_prior=getattr(first, "truncates_prior", False),
                 maps={v: embed(latent_means(first, x), seed=seed) for v, x in mapped.items()},
             )
 

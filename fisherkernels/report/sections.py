@@ -191,7 +191,7 @@ def samples_section(e: Evaluation, runs: int) -> str:
     if e.fisher_ae.truncated_prior:
         look_at += (
             " The Fisher AE's unconstrained polynomial prior is no proper density and was fitted only where the "
-            "training images' codes lie: each coordinate is drawn from it truncated to their range."
+            "codes lie: each coordinate is drawn from it truncated to the range of the validation images' codes."
         )
     return html.section("samples", "Prior samples", html.figure(html.panels(drawn), 5, "Prior samples.", look_at))
 

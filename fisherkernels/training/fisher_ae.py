@@ -23,6 +23,10 @@ class FisherAE(AutoEncoder):
         prior_constraint: ``none`` (the paper's; not a proper density for odd K) or ``normalizable`` (even K only).
         decoder_gradient: ``full`` or ``stopped``, see :func:`fk.fisher_ae_loss`.
         stability: ``posterior``, ``log_std`` or ``none``, see :func:`fk.fisher_ae_loss`.
+
+    An unconstrained polynomial prior is fitted only where the codes lie and may have most of its mass far from there:
+    ``sample`` draws from it truncated, per coordinate, to ``code_range`` [d, 2], the range of the posterior means of
+    the validation data (the prior's own truncation before the first validation).
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class FisherAE(AutoEncoder):
             self.prior = priors.StandardNormal(latent_dim)
         self.decoder_gradient = decoder_gradient
         self.stability = stability
+        self.register_buffer("code_range", torch.full((latent_dim, 2), torch.nan))
 
     def loss(self, x: Tensor, noise: Tensor) -> losses.LossOutput:
         return losses.fisher_ae_loss(
@@ -77,5 +82,28 @@ class FisherAE(AutoEncoder):
             noise=noise,
         )
 
+    @property
+    def truncates_prior(self) -> bool:
+        """Whether ``sample`` cuts the prior to the range of the codes."""
+        return isinstance(self.prior, priors.PolynomialExponentialFamily) and self.prior.constraint == "none"
+
+    def on_validation_epoch_start(self) -> None:
+        self._codes_seen = []
+
+    def validation_step(self, batch, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        if self.truncates_prior:
+            mean, _ = self.encode(batch[0])
+            self._codes_seen.append(torch.stack([mean.amin(0), mean.amax(0)]))  # [2, d]
+
+    def on_validation_epoch_end(self) -> None:
+        if self._codes_seen:
+            seen = self.all_gather(torch.stack(self._codes_seen)).view(-1, 2, self.latent_dim)
+            self.code_range.copy_(torch.stack([seen[:, 0].amin(0), seen[:, 1].amax(0)], dim=1))
+
     def draw_latent(self, n: int, generator: torch.Generator | None) -> Tensor:
-        return self.prior.sample(n, generator=generator).to(self.device)
+        options = {}
+        if self.truncates_prior and torch.isfinite(self.code_range).all():
+            low, high = self.code_range.cpu().unbind(1)
+            options["interval"] = torch.stack([low, torch.maximum(high, low + 1e-6 * (1 + low.abs()))], dim=1)
+        return self.prior.sample(n, generator=generator, **options).to(self.device)

@@ -186,6 +186,26 @@ def test_shapes(kind, run):
     assert not torch.equal(samples[0], model.sample(4, generator=torch.Generator().manual_seed(2)))
 
 
+def test_samples_of_an_improper_prior_stay_where_the_codes_are(run, tmp_path):
+    model = run.model()
+    run.fit(tmp_path, model=model, max_epochs=1)
+    data = DigitsDataModule()
+    data.setup()
+    x, _ = data.val_set[:]
+    codes = model.eval().encode(x)[0]
+    low, high = codes.amin(0), codes.amax(0)
+    torch.testing.assert_close(model.code_range, torch.stack([low, high], dim=1))
+    with torch.no_grad():  # grows without end, most of it far away
+        model.prior.raw_coefficients[:, 4] = 1.0
+        model.prior.raw_coefficients[:, 3] = -5.0
+    draws = model.draw_latent(500, torch.Generator().manual_seed(0))
+    assert ((draws >= low - 1e-5) & (draws <= high + 1e-5)).all() and (draws.std(0) > 0.05 * (high - low)).all()
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(saved["code_range"], model.code_range)
+    assert not run.model(prior="standard_normal").truncates_prior
+    assert not run.model(prior_order=4, prior_constraint="normalizable").truncates_prior
+
+
 def test_test_errors_are_means_per_pixel(run):
     model = run.model(VAE, likelihood="bernoulli", learn_variance=False).eval()
     data = DigitsDataModule(batch_size=128)
