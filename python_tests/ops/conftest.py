@@ -11,7 +11,7 @@ from fisherkernels import ops
 # Root mean square of the error over that of the expected values, the latter at least SCALE times the root of the number
 # of terms in a sum: cancellation to almost nothing leaves the rounding of the terms, which in bfloat16 includes that of
 # stored residuals.
-_TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 2e-2}
+_TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 5e-2}
 _SCALE = {torch.float64: 0.1, torch.float32: 0.1, torch.bfloat16: 1.0}
 
 
