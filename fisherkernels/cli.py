@@ -11,7 +11,7 @@ COMMANDS = {  # name -> (module:function taking the arguments after "fisherkerne
     "validate": (TRAINING, "the loss terms of a trained model on the validation set"),
     "test": (TRAINING, "loss terms and reconstruction errors of a trained model on the test set"),
     "predict": (TRAINING, "write latent codes and reconstructions of the test set to a file"),
-    "demo": ("fisherkernels.report.demo:main", "train a Fisher AE and a VAE on digits, write a page that compares them"),
+    "demo": ("fisherkernels.report.demo:main", "train a Fisher AE and a VAE on digits; a page compares them"),
     "report": ("fisherkernels.report.comparison:main", "that page for trained models: --fisher_ae CKPT --vae CKPT"),
     "info": (
         "fisherkernels.cli:print_info",
