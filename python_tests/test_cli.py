@@ -73,7 +73,7 @@ def test_a_checkpoint_rebuilds_its_model(folder):
     path = folder / "runs/fisher_ae_digits/checkpoints/last.ckpt"
     model = FisherAE.load_from_checkpoint(path)
     state = torch.load(path, weights_only=True)["state_dict"]
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0, equal_nan=True)
     assert model.latent_dim == 3 and model.encode(torch.rand(2, 1, 8, 8))[0].shape == (2, 3)
 
 
@@ -144,6 +144,13 @@ def test_last_without_a_checkpoint_is_an_error(folder, capsys):
     assert command("predict", "fisher_ae_digits", *FAST) == 2
     one_line_error(capsys, "no checkpoint in runs/fisher_ae_digits/checkpoints")
     assert not (folder / "runs").exists()
+
+
+def test_a_checkpoint_of_another_model_is_an_error(folder, capsys):
+    assert command("fit", "fisher_ae_digits", *FAST, "--trainer.max_steps", "2") == 0
+    capsys.readouterr()
+    assert command("test", "fisher_ae_digits", *FAST, "--model.latent_dim", "4", "--ckpt_path", "last") == 2
+    one_line_error(capsys, "the checkpoint does not belong to the model of this config", "size mismatch for encoder")
 
 
 def test_a_run_is_not_lost_by_starting_another(folder, capsys):

@@ -147,7 +147,9 @@ def _first_cause(message: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs ``fit``, ``validate``, ``test`` or ``predict``. Raises ValueError for arguments that do not parse."""
+    """Runs ``fit``, ``validate``, ``test`` or ``predict``. Raises ValueError for arguments that do not parse, and
+    for a checkpoint of another model.
+    """
     if not {"--config", "-c", "--model", "-h", "--help"} & {argument.partition("=")[0] for argument in arguments}:
         raise ValueError(f"{arguments[0]}: expected --config FILE, for example --config configs/fisher_ae_digits.yaml")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -158,3 +160,7 @@ def main(arguments: Sequence[str]) -> None:
         CommandLine(arguments)
     except argparse.ArgumentError as error:
         raise ValueError(_first_cause(str(error))) from error
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):
+            raise
+        raise ValueError(f"the checkpoint does not belong to the model of this config: {error}") from error
