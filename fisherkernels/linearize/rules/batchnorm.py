@@ -63,9 +63,50 @@ class BatchNorm(SymmetricRule):
     @staticmethod
     def _couple(saved, t: Tensor) -> Tensor:
         input, weight, mean, rstd, eps = saved
-        return torch.ops.aten.native_batch_norm_backward(
-            t, input, weight, None, None, mean, rstd, True, eps, [True, False, False]
-        )[0]
+        return BatchStatisticsProduct.apply(t, input, weight, mean, rstd, eps)
+
+
+def _backward(t: Tensor, input: Tensor, weight, mean: Tensor, rstd: Tensor, eps: float) -> tuple[Tensor, ...]:
+    """J t, and the channels' sums of u t and of t."""
+    product, scaled, plain = torch.ops.aten.native_batch_norm_backward(
+        t, input, weight, None, None, mean, rstd, True, eps, [True, True, True]
+    )
+    return product, scaled, plain
+
+
+class BatchStatisticsProduct(torch.autograd.Function):
+    """y = J t of batch statistics, with its derivative in few passes over memory (torch's own takes about 25).
+
+    Per channel of n values, means over them: a = mean(t), k = mean(u t), and for the gradient g of y: A = mean(g),
+    K = mean(u g), C = mean(g t). From y = w r (t - a - u k), dr = -r^2 mean(u dx) and
+    du = r (dx - mean(dx) - u mean(u dx)): dL/dt = J g, dL/dw = n r (C - A a - K k) and
+    dL/dx = -w r^2 (k g + K t + u (C - A a - 3 K k) - k A - K a).
+    """
+
+    @staticmethod
+    def forward(ctx, t, input, weight, mean, rstd, eps):
+        product, scaled, plain = _backward(t, input, weight, mean, rstd, eps)
+        ctx.save_for_backward(t, input, weight, mean, rstd, scaled, plain)
+        ctx.eps = eps
+        return product
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        t, input, weight, mean, rstd, scaled, plain = ctx.saved_tensors
+        n, dims = t.numel() // t.shape[1], t.dim()
+        over = [d for d in range(dims) if d != 1]
+        grad_t, scaled_g, plain_g = _backward(g, input, weight, mean, rstd, ctx.eps)
+        k, a, big_k, big_a = scaled / n, plain / n, scaled_g / n, plain_g / n
+        c = (g * t).sum(over) / n
+        grad_weight = None if weight is None else n * rstd * (c - big_a * a - big_k * k)
+        factor = -rstd * rstd if weight is None else -weight * rstd * rstd
+        slope = factor * rstd * (c - big_a * a - 3 * big_k * k)
+        offset = -factor * (k * big_a + big_k * a) - slope * mean
+        grad_input = g * _per_channel(factor * k, dims)
+        grad_input.addcmul_(t, _per_channel(factor * big_k, dims))
+        grad_input.addcmul_(input, _per_channel(slope, dims)).add_(_per_channel(offset, dims))
+        return grad_t, grad_input, grad_weight, None, None, None
 
 
 def _batch_norm(module, read):

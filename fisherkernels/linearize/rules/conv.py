@@ -91,8 +91,11 @@ class ConvTranspose2d(Rule):
         weight, stride, padding, _, groups, dilation, height, width = saved
 
         def transpose(c):
+            out = F.conv2d(c, weight, None, stride, padding, dilation, groups)
+            if out.shape[2:] == (height, width):
+                return out
             # An output padding as large as the stride (allowed when dilated) yields rows that no input made.
-            return F.conv2d(c, weight, None, stride, padding, dilation, groups)[:, :, :height, :width]
+            return out[:, :, :height, :width]
 
         return (fold(transpose, cotangent, stacked),)
 
