@@ -75,7 +75,7 @@ def _backward(t: Tensor, input: Tensor, weight, mean: Tensor, rstd: Tensor, eps:
 
 
 class BatchStatisticsProduct(torch.autograd.Function):
-    """y = J t of batch statistics, with its derivative in few passes over memory (torch's own takes about 25).
+    """y = J t of batch statistics, with its derivative written out, in few passes over memory.
 
     Per channel of n values, means over them: a = mean(t), k = mean(u t), and for the gradient g of y: A = mean(g),
     K = mean(u g), C = mean(g t). From y = w r (t - a - u k), dr = -r^2 mean(u dx) and
