@@ -50,8 +50,9 @@ say "wheel, built in isolation"
 "$python" -m build --sdist --no-isolation --outdir "$work/sdist" . >"$work/sdist.log" || { cat "$work/sdist.log"; exit 1; }
 "$python" -m pip wheel --quiet --no-deps --wheel-dir "$work/wheel" "$work"/sdist/*.tar.gz
 wheel=$(echo "$work"/wheel/*.whl)
-"$python" -m zipfile --list "$wheel" | grep -E '\.so '
-if command -v nvcc >/dev/null && ! "$python" -m zipfile --list "$wheel" | grep -q libfisherkernels_cuda; then
+libraries=$("$python" -m zipfile --list "$wheel" | grep -E '\.so ')
+echo "$libraries"
+if command -v nvcc >/dev/null && [[ $libraries != *libfisherkernels_cuda* ]]; then
     echo ".ci/abi.sh: nvcc was found, yet the wheel has no CUDA library" >&2
     exit 1
 fi
