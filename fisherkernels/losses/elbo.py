@@ -5,7 +5,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from fisherkernels.losses import checks, networks
+from fisherkernels import checks, networks
 from fisherkernels.losses.output import LossOutput, empty_output, reduce_terms
 
 LIKELIHOODS = ("gaussian", "bernoulli", "bernoulli_logits")

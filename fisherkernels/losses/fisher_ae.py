@@ -2,9 +2,8 @@
 
 import torch
 
-from fisherkernels import ops
+from fisherkernels import checks, networks, ops
 from fisherkernels.linearize import linearize
-from fisherkernels.losses import checks, networks
 from fisherkernels.losses.output import LossOutput, empty_output, reduce_terms, sample_mean
 from fisherkernels.losses.scores import decoder_vjp, residual_of, stability_term
 from fisherkernels.priors import PolynomialExponentialFamily, StandardNormal

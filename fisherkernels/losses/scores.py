@@ -2,9 +2,8 @@
 
 import torch
 
-from fisherkernels import ops
+from fisherkernels import checks, networks, ops
 from fisherkernels.linearize import linearize
-from fisherkernels.losses import checks, networks
 from fisherkernels.losses.output import sample_mean
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MeanSquaredError
 
 from fisherkernels.losses import LossOutput
-from fisherkernels.losses.networks import split_posterior
+from fisherkernels.networks import split_posterior
 from fisherkernels.training import seeds
 from fisherkernels.training.errors import NonFiniteLossError
 
