@@ -1,12 +1,15 @@
 """Fused operators: `fisherkernels.ops.NAME` checks its arguments and calls `torch.ops.fisherkernels.NAME`.
 
 Every operator has a native CPU kernel, a native CUDA kernel and a PyTorch twin; the twin runs wherever
-no native library is loaded. Each is differentiable once.
+no native library is loaded. Each is differentiable once, except the solvers (`metric_solve`, `factor_solve`), through
+which `FisherMetric` differentiates implicitly.
 """
 
 from fisherkernels.ops._library import BackendStatus, backends, load_libraries, use_twins
+from fisherkernels.ops.factor_solve import factor_solve
 from fisherkernels.ops.gaussian_score import gaussian_score
 from fisherkernels.ops.half_squared_norm import half_squared_norm
+from fisherkernels.ops.metric_solve import metric_solve
 from fisherkernels.ops.posterior_residual import posterior_residual
 from fisherkernels.ops.stability_cotangent import stability_cotangent
 
@@ -15,9 +18,11 @@ load_libraries()
 __all__ = [
     "BackendStatus",
     "backends",
+    "factor_solve",
     "gaussian_score",
     "half_squared_norm",
     "load_libraries",
+    "metric_solve",
     "posterior_residual",
     "stability_cotangent",
     "use_twins",

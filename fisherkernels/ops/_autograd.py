@@ -26,6 +26,20 @@ def below_autograd(op, *args):
         return op(*args)
 
 
+def not_differentiable(name: str) -> Callable:
+    """An Autograd kernel for an operator without a derivative: an error where autograd would record the call."""
+
+    def kernel(*args):
+        if needs_graph(*(arg for arg in args if isinstance(arg, Tensor))):
+            raise RuntimeError(
+                f"fisherkernels::{name} has no derivative of its own: FisherMetric differentiates implicitly. "
+                "Use its solve and sample, or call this operator under torch.no_grad()."
+            )
+        return below_autograd(getattr(torch.ops.fisherkernels, name).default, *args)
+
+    return kernel
+
+
 class _RefuseSecond(torch.autograd.Function):
     """Identity on the first `count` tensors, in a graph with all of them; its own backward is an error."""
 
