@@ -1,11 +1,12 @@
 """Fused operators: `fisherkernels.ops.NAME` checks its arguments and calls `torch.ops.fisherkernels.NAME`.
 
 Every operator has a native CPU kernel, a native CUDA kernel and a PyTorch twin; the twin runs wherever
-no native library is loaded. Each is differentiable once, except the solvers (`metric_solve`, `factor_solve`), through
-which `FisherMetric` differentiates implicitly.
+no native library is loaded. Each is differentiable once, except those of the solvers (`metric_solve`, `factor_solve`,
+`cg_update`), through which `FisherMetric` differentiates implicitly.
 """
 
 from fisherkernels.ops._library import BackendStatus, backends, load_libraries, use_twins
+from fisherkernels.ops.cg_update import cg_update
 from fisherkernels.ops.factor_solve import factor_solve
 from fisherkernels.ops.gaussian_score import gaussian_score
 from fisherkernels.ops.half_squared_norm import half_squared_norm
@@ -18,6 +19,7 @@ load_libraries()
 __all__ = [
     "BackendStatus",
     "backends",
+    "cg_update",
     "factor_solve",
     "gaussian_score",
     "half_squared_norm",

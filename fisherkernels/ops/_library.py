@@ -27,8 +27,12 @@ class BackendStatus(NamedTuple):
 
 
 def define(name: str, schema: str, *, twin: Callable, fake: Callable, autograd: Callable | None = None) -> None:
-    """Defines `fisherkernels::name` with its PyTorch twin, its fake and, if given, its Autograd kernel."""
-    _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout))
+    """Defines `fisherkernels::name` with its PyTorch twin, its fake and, if given, its Autograd kernel.
+
+    An operator that changes arguments in place gets them from compiled code with the strides they have in eager mode.
+    """
+    layout = torch.Tag.needs_exact_strides if "!" in schema else torch.Tag.flexible_layout
+    _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag, layout))
     _LIBRARY.impl(name, twin, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fisherkernels::{name}", fake, lib=_LIBRARY)
     if autograd is not None:
