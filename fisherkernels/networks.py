@@ -31,7 +31,7 @@ def explain(name: str, network: nn.Module, tensor: torch.Tensor, error: Exceptio
     """The mismatch behind an error, None if it is about something else."""
     parameters = network.parameters() if isinstance(network, nn.Module) else ()
     parameter = next((p for p in parameters if p.is_floating_point()), tensor)
-    what = "x" if name == "encoder" else "latent samples"
+    what = "x" if name.endswith("encoder") else "latent samples"
     if parameter.dtype != tensor.dtype and not torch.is_autocast_enabled(tensor.device.type):
         return TypeError(
             f"{name}: expected parameters of dtype {tensor.dtype}, that of {what}, received {parameter.dtype}"
@@ -75,6 +75,17 @@ def split_posterior(output, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
                 f"received {list(mean.shape)} and {list(log_std.shape)}"
             )
     return match_dtype("encoder's mean", mean, x), match_dtype("encoder's log_std", log_std, x)
+
+
+def as_mean(output, x: torch.Tensor) -> torch.Tensor:
+    """The mean [N, d] that is all of the encoder's output."""
+    if not isinstance(output, torch.Tensor):
+        raise TypeError(f"mean_encoder: expected a tensor [N, d] as output, received {type_name(output)}")
+    if output.dim() != 2 or output.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"mean_encoder: expected an output [{x.shape[0]}, d], received shape {list(output.shape)}"
+        )
+    return match_dtype("mean_encoder's output", output, x)
 
 
 def match_dtype(name: str, output: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,17 @@ arguments. This is the only package in the library that uses ``create_graph``.
 
 from fisherkernels.reference.elbo import elbo_loss
 from fisherkernels.reference.fisher_ae import fisher_ae_loss
+from fisherkernels.reference.fisher_net import fisher_metric, fisher_metric_sample, fisher_net_loss
 from fisherkernels.reference.scores import decoder_score, stability
 from fisherkernels.reference.svgd import svgd
 
-__all__ = ["decoder_score", "elbo_loss", "fisher_ae_loss", "stability", "svgd"]
+__all__ = [
+    "decoder_score",
+    "elbo_loss",
+    "fisher_ae_loss",
+    "fisher_metric",
+    "fisher_metric_sample",
+    "fisher_net_loss",
+    "stability",
+    "svgd",
+]
