@@ -1,0 +1,110 @@
+"""Which route is faster here: predicted times of the direct one and of conjugate gradients.
+
+Both are made of few things whose speed is measured once per process, device and dtype: matrix products by their
+number of rows, the metric_solve kernel by d, memory-bound steps, and the fixed cost of an operation.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+from fisherkernels import ops
+
+_ROWS = (8, 32, 128, 512, 2048)
+_WIDTHS = (4, 16, 64, 128)
+_LAYER = 512  # width of the square layer whose product is timed
+_REPEATS = 5
+
+
+class Constants(NamedTuple):
+    """Measured on this machine; times in seconds."""
+
+    call: float  # one small operation
+    product: tuple[float, ...]  # per FLOP of a matrix product, by rows
+    solve: tuple[float, ...]  # per FLOP of metric_solve, by d
+    byte: float  # per byte that an elementwise operation touches
+
+
+class Problem(NamedTuple):
+    """Sizes of a solve: N, d, D, right-hand sides per sample, and the work of one tangent of one sample."""
+
+    rows: int
+    width: int
+    columns: int
+    num_rhs: int
+    flops: float
+    bytes: float
+    steps: int
+
+
+def expected_iterations(width: int, tol: float) -> float:
+    """Trained decoders have a handful of eigenvalues far from 1: 8 to 10 iterations at 1e-5, at most d."""
+    return min(width, 4.5 + 1.05 * max(0.0, -math.log10(tol)))
+
+
+def predict(problem: Problem, tol: float, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """Seconds that a solve takes by "cholesky" and by "cg"."""
+    constants = measured(str(device), dtype)
+    n, d, k = problem.rows, problem.width, problem.num_rhs
+
+    def passes(vectors: int) -> float:
+        """One product with J or its transpose, ``vectors`` vectors per sample at once."""
+        work = n * vectors * (
+            problem.flops * _at(constants.product, _ROWS, n * vectors) + problem.bytes * constants.byte
+        )
+        return problem.steps * constants.call + work
+
+    factoring = n * (problem.columns * d * (d + 1) + d**3 / 3 + 2 * d * d * k) * _at(constants.solve, _WIDTHS, d)
+    per_iteration = 2 * passes(k) + 2 * constants.call
+    return {
+        "cholesky": passes(d) + factoring,
+        "cg": (expected_iterations(d, tol) + 1) * per_iteration,
+    }
+
+
+def _at(values: tuple[float, ...], points: tuple[int, ...], where: float) -> float:
+    """Interpolates in the logarithm of the size; constant outside."""
+    for low, high, left, right in zip(points, points[1:], values, values[1:], strict=False):
+        if where <= high:
+            t = max(0.0, math.log(max(where, 1) / low) / math.log(high / low))
+            return left + t * (right - left)
+    return values[-1]
+
+
+@cache
+def measured(device: str, dtype: torch.dtype) -> Constants:
+    """Takes about a tenth of a second, once."""
+    options = {"device": device, "dtype": dtype}
+    with torch.no_grad():
+        weight = torch.ones(_LAYER, _LAYER, **options)
+        batches = [torch.ones(rows, _LAYER, **options) for rows in _ROWS]
+        product = tuple(_time(lambda x=x: x @ weight) / (2 * len(x) * _LAYER**2) for x in batches)
+        samples, columns = 16, 512
+        solve = []
+        for width in _WIDTHS:
+            tangents = torch.full((width, samples, columns), 1 / columns, **options)
+            ones, rhs = torch.ones(1, 1, **options), torch.ones(1, samples, width, **options)
+            flops = samples * (columns * width * (width + 1) + width**3 / 3 + 2 * width * width)
+            solve.append(_time(lambda t=tangents, o=ones, b=rhs: ops.metric_solve(t, o, b, None)) / flops)
+        small, large = torch.ones(8, 8, **options), torch.ones(1 << 18, **options)
+        call = _time(lambda: small.mul(small))
+        byte = _time(lambda: torch.mul(large, large, out=large)) / (2 * large.numel() * large.element_size())
+    return Constants(call, product, tuple(solve), byte)
+
+
+def _time(function: Callable[[], object]) -> float:
+    """The median time of a call, in seconds."""
+    accelerator = torch.cuda.is_available() and torch.cuda.synchronize
+    times = []
+    for _ in range(_REPEATS + 1):
+        start = time.perf_counter()
+        function()
+        if accelerator:
+            accelerator()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])

@@ -1,0 +1,66 @@
+"""The decoder's Jacobian J and the noise precision as linear maps on [N, d] and [N, D], or on stacks of them."""
+
+import torch
+from torch import Tensor
+
+from fisherkernels.linearize import Linearization
+
+
+class MetricOperator:
+    """v -> J^T N^-1 J v + v, with J from a linearisation at ``mean`` [N, d] and N^-1 [1 or N, 1 or D].
+
+    Where the network ends in a linear layer W [D, h] and the precision is shared by the samples, J = W T and the last
+    layer enters only through W^T N^-1 W [h, h]: ``reduce`` forms it once, and every later product costs h² instead of
+    2 h D multiply-adds at that layer.
+    """
+
+    def __init__(self, linearization: Linearization, mean: Tensor, precision: Tensor):
+        self.linearization, self.mean, self.precision = linearization, mean, precision
+        self.trailing = tuple(linearization.value.shape[1:])
+        self.columns = linearization.value.shape[1:].numel()
+        self.last = linearization.last_linear() if precision.shape[0] == 1 else None
+        self._weight_gram: Tensor | None = None
+
+    def push(self, v: Tensor) -> Tensor:
+        """J v: [..., N, d] -> [..., N, D]."""
+        return self.linearization.jvp(v).flatten(v.dim() - 1)
+
+    def pull(self, c: Tensor) -> Tensor:
+        """J^T c: [..., N, D] -> [..., N, d]."""
+        return self.linearization.vjp(c.unflatten(-1, self.trailing) if self.trailing else c.squeeze(-1))
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """M v: [..., N, d] -> [..., N, d]."""
+        return v + self.pull(self.precision * self.push(v))
+
+    def reduction_saves(self, products: int) -> bool:
+        """Whether forming W^T N^-1 W saves multiply-adds over this many products with J^T N^-1 J, per batch."""
+        if self.last is None:
+            return False
+        columns, width = self.last.weight.shape
+        return products * self.mean.shape[0] * (2 * columns - width) > columns * width
+
+    def weight_gram(self) -> Tensor:
+        """W^T N^-1 W [h, h], outside the graph."""
+        if self._weight_gram is None:
+            weight = self.last.weight.detach()
+            scaled = weight * self.precision.detach().reshape(-1, 1)  # [D, h]
+            self._weight_gram = weight.t() @ scaled
+        return self._weight_gram
+
+    def reduced_matvec(self, v: Tensor) -> Tensor:
+        """M v by way of ``weight_gram``, outside the graph."""
+        return v + self.last.pull(self.last.push(v) @ self.weight_gram())
+
+    def dense(self, memory_budget: int) -> Tensor:
+        """M [N, d, d] in the graph: from J where it fits the budget, else column by column."""
+        rows, width = self.mean.shape
+        size = rows * self.columns * self.mean.element_size()  # of one tangent
+        if width * size <= memory_budget or width == 0:
+            tangents = self.linearization.tangents().flatten(2).transpose(0, 1)  # [N, d, D]
+            gram = (tangents * self.precision[:, None]) @ tangents.transpose(1, 2)
+            return gram + torch.eye(width, dtype=gram.dtype, device=gram.device)
+        basis = torch.eye(width, dtype=self.mean.dtype, device=self.mean.device)[:, None].expand(-1, rows, -1)
+        step = max(1, memory_budget // max(1, size))
+        chunks = [self.matvec(basis[k : k + step]) for k in range(0, width, step)]
+        return torch.cat(chunks).permute(1, 2, 0)  # [N, d, d]
