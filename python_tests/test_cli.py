@@ -96,13 +96,23 @@ def test_print_config_is_a_config(folder, capsys):
     assert not (folder / "runs").exists()
 
 
-@pytest.mark.parametrize("config", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
-def test_every_config_has_the_papers_settings(config, capsys):
+def settings_of(config, capsys, *options):
     import yaml
 
     with pytest.raises(SystemExit):
-        command("fit", config, "--print_config")
-    settings = yaml.safe_load(capsys.readouterr().out)
+        command("fit", config, *options, "--print_config")
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+FISHER_AE_CONFIGS = (
+    *("fisher_ae_digits", "fisher_ae_fashion", "fisher_ae_mnist"),
+    *("vae_digits", "vae_fashion_bernoulli", "vae_mnist"),
+)
+
+
+@pytest.mark.parametrize("config", FISHER_AE_CONFIGS)
+def test_fisher_ae_configs_have_the_papers_settings(config, capsys):
+    settings = settings_of(config, capsys)
     model = settings["model"]["init_args"]
     assert (model["latent_dim"], model["learning_rate"], model["betas"]) == (8, 2e-4, [0.5, 0.999])
     assert settings["data"]["init_args"]["batch_size"] == 128
@@ -113,6 +123,23 @@ def test_every_config_has_the_papers_settings(config, capsys):
     if "mnist" in config or "fashion" in config:
         assert model["encoder"]["class_path"] == "fisherkernels.nets.PaperMNISTEncoder"
         assert model["decoder"]["class_path"] == "fisherkernels.nets.PaperMNISTDecoder"
+
+
+@pytest.mark.parametrize("config", ["vae_fashion", "cvae_fashion"])
+def test_fisher_net_configs_have_the_papers_settings(config, capsys):
+    settings = settings_of(config, capsys, "--model.latent_dim", "5")
+    model, data = settings["model"]["init_args"], settings["data"]["init_args"]
+    assert (model["latent_dim"], model["learning_rate"], model["betas"]) == (5, 1e-4, [0.9, 0.999])
+    assert (data["batch_size"], data["val_size"], settings["trainer"]["max_epochs"]) == (64, 0, 50)
+    encoder, decoder = model["encoder"]["init_args"], model["decoder"]["init_args"]
+    assert encoder["activation"] == decoder["activation"] == "relu" and decoder["output"] == "identity"
+    if config == "cvae_fashion":
+        assert (encoder["channels"], encoder["strides"], encoder["kernel_size"]) == ([32, 32, 64], [2, 1, 2], 3)
+        assert (decoder["channels"], decoder["strides"], decoder["kernel_size"]) == ([64, 32, 32], [2, 1, 2], 3)
+    else:
+        assert encoder["hidden"] == decoder["hidden"] == [448, 448, 448]
+    if "vae" in config:
+        assert (model["likelihood"], model["variance"], model["learn_variance"]) == ("gaussian", 1.0, False)
 
 
 def one_line_error(capsys, *words):

@@ -6,27 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-ACTIVATIONS = {
-    "relu": nn.ReLU,
-    "leaky_relu": lambda: nn.LeakyReLU(0.2),
-    "elu": nn.ELU,
-    "silu": nn.SiLU,
-    "softplus": nn.Softplus,
-    "tanh": nn.Tanh,
-}
-OUTPUTS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "identity": nn.Identity}
-
-
-def _lookup(table: dict, name: str, argument: str):
-    if name not in table:
-        raise ValueError(f"{argument} must be one of {', '.join(table)}; got {name!r}")
-    return table[name]
-
-
-def _check_widths(hidden: Sequence[int], **sizes: int) -> None:
-    for name, size in [*sizes.items(), *((f"hidden[{i}]", width) for i, width in enumerate(hidden))]:
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1; got {size}")
+from fisherkernels.nets.layers import check_sizes, make_activation, make_output
 
 
 def _stack(widths: Sequence[int], activation: str) -> list[nn.Module]:
@@ -34,25 +14,34 @@ def _stack(widths: Sequence[int], activation: str) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for i in range(len(widths) - 1):
         if i:
-            layers.append(_lookup(ACTIVATIONS, activation, "activation")())
+            layers.append(make_activation(activation))
         layers.append(nn.Linear(widths[i], widths[i + 1]))
     return layers
 
 
 class MLPEncoder(nn.Module):
-    """x of any trailing shape -> [N, 2 d] = (mean, log_std).
+    """x of any trailing shape -> [N, 2 d] = (mean, log_std), or the mean [N, d] alone.
 
     Args:
         in_features: number of values in one sample of x.
         hidden: widths of the hidden layers.
         latent_dim: d.
         activation: one of ``relu, leaky_relu, elu, silu, softplus, tanh``.
+        mean_only: leave log_std out, as FisherNet does.
     """
 
-    def __init__(self, in_features: int, hidden: Sequence[int], latent_dim: int, activation: str = "relu"):
+    def __init__(
+        self,
+        in_features: int,
+        hidden: Sequence[int],
+        latent_dim: int,
+        activation: str = "relu",
+        mean_only: bool = False,
+    ):
         super().__init__()
-        _check_widths(hidden, in_features=in_features, latent_dim=latent_dim)
-        self.layers = nn.Sequential(nn.Flatten(), *_stack([in_features, *hidden, 2 * latent_dim], activation))
+        check_sizes(in_features=in_features, latent_dim=latent_dim, hidden=hidden)
+        out_features = latent_dim if mean_only else 2 * latent_dim
+        self.layers = nn.Sequential(nn.Flatten(), *_stack([in_features, *hidden, out_features], activation))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layers(x)
@@ -78,11 +67,10 @@ class MLPDecoder(nn.Module):
         activation: str = "relu",
     ):
         super().__init__()
-        out_features = math.prod(out_shape)
-        _check_widths(hidden, latent_dim=latent_dim, out_features=out_features)
+        check_sizes(latent_dim=latent_dim, out_shape=out_shape, hidden=hidden)
         self.layers = nn.Sequential(
-            *_stack([latent_dim, *hidden, out_features], activation),
-            _lookup(OUTPUTS, output, "output")(),
+            *_stack([latent_dim, *hidden, math.prod(out_shape)], activation),
+            make_output(output),
             nn.Unflatten(1, tuple(out_shape)),
         )
 

@@ -8,16 +8,17 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MeanSquaredError
 
 from fisherkernels.losses import LossOutput
-from fisherkernels.networks import split_posterior
 from fisherkernels.training import seeds
 from fisherkernels.training.errors import NonFiniteLossError
 
+Noise = Tensor | tuple[Tensor, ...]
+
 
 class AutoEncoder(pl.LightningModule):
-    """Base of :class:`FisherAE` and :class:`VAE`; subclasses define ``loss`` and ``draw_latent``.
+    """Base of all of them. Subclasses define the loss, the approximate posterior q(z|x) and ``draw_latent``.
 
     Args:
-        encoder: x [N, ...] -> [N, 2 d] = (mean, log_std), or that pair.
+        encoder: x [N, ...] -> what the subclass needs.
         decoder: z [N, d] -> x's shape.
         latent_dim: d.
         num_samples: L, Monte-Carlo samples of z per data point.
@@ -28,7 +29,9 @@ class AutoEncoder(pl.LightningModule):
         betas: of Adam.
         seed: the noise of a step is a function of (seed, step, rank).
 
-    Every logged term is a sum over pixels (or latent dimensions) and a mean over the samples of the batch.
+    Every logged term is a sum over pixels (or latent dimensions) and a mean over the samples of the batch. ``mse`` is a
+    mean over pixels and images, between x and its reconstruction from the posterior mean; ``mse_sampled`` has the
+    reconstructions from ``num_samples`` posterior samples instead.
     """
 
     def __init__(
@@ -66,11 +69,25 @@ class AutoEncoder(pl.LightningModule):
         self.betas = tuple(betas)
         self.seed = seed
         self.log_variance = nn.Parameter(torch.tensor(math.log(variance)), requires_grad=learn_variance)
-        self.test_mse = MeanSquaredError()
+        self.errors = nn.ModuleDict(
+            {f"{stage}_{name}": MeanSquaredError() for stage in ("val", "test") for name in ("mse", "mse_sampled")}
+        )
         self.test_bce = MeanMetric()
 
-    def loss(self, x: Tensor, noise: Tensor) -> LossOutput:
-        """The loss of a batch; noise [L, N, d] is standard normal."""
+    def loss(self, x: Tensor, noise: Noise) -> LossOutput:
+        """The loss of a batch with the standard normal draws of ``draw_noise``."""
+        raise NotImplementedError
+
+    def draw_noise(self, x: Tensor, generator: torch.Generator) -> Noise:
+        """What ``loss`` and ``sample_posterior`` draw for a batch, on x's device."""
+        raise NotImplementedError
+
+    def encode_mean(self, x: Tensor) -> Tensor:
+        """The mean of q(z|x), [N, d]."""
+        raise NotImplementedError
+
+    def sample_posterior(self, x: Tensor, noise: Noise) -> Tensor:
+        """The samples of q(z|x) that belong to the noise, [L, N, d]."""
         raise NotImplementedError
 
     def draw_latent(self, n: int, generator: torch.Generator | None) -> Tensor:
@@ -82,17 +99,13 @@ class AutoEncoder(pl.LightningModule):
         """The decoder's variance, 0-d."""
         return self.log_variance.exp()
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log_std of q(z|x), each [N, d]."""
-        return split_posterior(self.encoder(x), x)
-
     def decode(self, z: Tensor) -> Tensor:
         """The mean of p(x|z), of x's shape."""
         return self.decoder(z)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """x decoded from the posterior mean, of x's shape. Call ``eval()`` first when the nets hold BatchNorm."""
-        return self.decode(self.encode(x)[0])
+        return self.decode(self.encode_mean(x))
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -117,16 +130,9 @@ class AutoEncoder(pl.LightningModule):
 
     def test_step(self, batch, batch_idx: int) -> None:
         x = batch[0]
-        self._evaluation_step("test", x, seeds.TEST, batch_idx)
-        reconstruction = self.reconstruct(x)
-        self.test_mse(reconstruction, x)
+        reconstruction = self._evaluation_step("test", x, seeds.TEST, batch_idx)
         self.test_bce(nn.functional.binary_cross_entropy(reconstruction.clamp(0, 1), x), weight=len(x))
-        self.log_dict({"test/mse": self.test_mse, "test/bce": self.test_bce})
-
-    def predict_step(self, batch, batch_idx: int) -> dict[str, Tensor]:
-        x, labels = batch
-        mean, log_std = self.encode(x)
-        return {"mean": mean, "log_std": log_std, "reconstruction": self.decode(mean), "label": labels}
+        self.log("test/bce", self.test_bce)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         nets = [parameter for parameter in self.parameters() if parameter is not self.log_variance]
@@ -140,10 +146,11 @@ class AutoEncoder(pl.LightningModule):
         step = self.global_step if stage == seeds.TRAIN else 0
         return stage, self.seed, step, batch_idx, self.global_rank
 
+    def _noise(self, x: Tensor, stage: int, batch_idx: int) -> Noise:
+        return self.draw_noise(x, seeds.generator(*self._stream(stage, batch_idx)))
+
     def _step(self, x: Tensor, stage: int, batch_idx: int) -> LossOutput:
-        shape = (self.num_samples, len(x), self.latent_dim)
-        noise = torch.randn(shape, generator=seeds.generator(*self._stream(stage, batch_idx)))
-        output = self.loss(x, noise.to(x))
+        output = self.loss(x, self._noise(x, stage, batch_idx))
         if not torch.isfinite(output.loss):
             raise NonFiniteLossError(self._describe_non_finite(output, stage, batch_idx))
         return output
@@ -158,11 +165,20 @@ class AutoEncoder(pl.LightningModule):
                     causes.append(f"the term '{name}' is {what} for {count} of {len(term)} samples")
         return f"{where}: {' and '.join(causes) or 'every term is finite but their sum overflows'}"
 
-    def _evaluation_step(self, name: str, x: Tensor, stage: int, batch_idx: int) -> None:
+    def _evaluation_step(self, name: str, x: Tensor, stage: int, batch_idx: int) -> Tensor:
+        """Logs loss, terms and reconstruction errors; returns the reconstruction from the posterior mean."""
         loss, terms = self._step(x, stage, batch_idx)
         self.log(f"{name}/loss", loss, prog_bar=True, batch_size=len(x), sync_dist=True)
         means = {f"{name}/{term}": value.mean() for term, value in terms.items()}
         self.log_dict(means, batch_size=len(x), sync_dist=True)
+        reconstruction = self.reconstruct(x)
+        z = self.sample_posterior(x, self._noise(x, stage, batch_idx))
+        sampled = self.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])  # [L, N, ...]
+        for error, image in (("mse", reconstruction), ("mse_sampled", sampled)):
+            metric = self.errors[f"{name}_{error}"]
+            metric(image, x.expand_as(image))
+            self.log(f"{name}/{error}", metric)
+        return reconstruction
 
     def _log_training_terms(self, loss: Tensor, terms: dict[str, Tensor], batch_idx: int) -> None:
         """One row per ``log_every_n_steps`` steps, written at once: a checkpoint of this step comes after its row."""

@@ -88,7 +88,8 @@ class MNISTDataModule(ImageDataModule):
 
     Args:
         root: folder that holds ``MNIST/raw/`` with the four uncompressed IDX files.
-        val_size: validation images, cut from the training images by a fixed permutation.
+        val_size: validation images, cut from the training images by a fixed permutation. 0 leaves all of them for
+            training and validates on the test set: for curves of the test error; ``best.ckpt`` has then seen it.
         download: fetch missing files (needs the network).
     """
 
@@ -103,8 +104,8 @@ class MNISTDataModule(ImageDataModule):
         seed: int = 0,
     ):
         super().__init__(batch_size, seed)
-        if val_size < 1:
-            raise ValueError(f"val_size: expected an int >= 1, received {val_size}")
+        if val_size < 0:
+            raise ValueError(f"val_size: expected an int >= 0, received {val_size}")
         self.root = root
         self.val_size = val_size
         self.download = download
@@ -137,7 +138,8 @@ class MNISTDataModule(ImageDataModule):
             limit = f"{len(train.data)}, the number of training images"
             raise ValueError(f"val_size: expected an int below {limit}, received {self.val_size}")
         train_set, val_set = _split(train.data[:, None], train.targets, 255, self.val_size)
-        return train_set, val_set, ImageDataset(test.data[:, None], test.targets, 255)
+        test_set = ImageDataset(test.data[:, None], test.targets, 255)
+        return train_set, val_set if self.val_size else test_set, test_set
 
 
 class FashionMNISTDataModule(MNISTDataModule):

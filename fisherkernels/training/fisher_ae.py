@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from fisherkernels import losses, priors
-from fisherkernels.training.autoencoder import AutoEncoder
+from fisherkernels.training.diagonal import DiagonalAutoEncoder
 
 
-class FisherAE(AutoEncoder):
+class FisherAE(DiagonalAutoEncoder):
     """Algorithm 1 of Elkhalil et al., "Fisher Auto-Encoders" (AISTATS 2021): Adam on :func:`fk.fisher_ae_loss`.
 
     The defaults are the paper's: exponential-family prior of order K = 5, decoder variance fixed at 1, full gradient of

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from fisherkernels import losses
-from fisherkernels.training.autoencoder import AutoEncoder
+from fisherkernels.training.diagonal import DiagonalAutoEncoder
 
 
-class VAE(AutoEncoder):
+class VAE(DiagonalAutoEncoder):
     """Kingma and Welling, "Auto-Encoding Variational Bayes" (ICLR 2014): Adam on :func:`fk.elbo_loss`.
 
     Args:

@@ -58,6 +58,12 @@ def test_idx_files(module, root):
     assert images.shape == (8, 1, 28, 28) and labels.shape == (8,)
 
 
+def test_without_validation_images_the_test_set_validates(root):
+    data = FashionMNISTDataModule(root=str(root), batch_size=8, val_size=0)
+    data.setup()
+    assert [len(data.train_set), len(data.val_set)] == [40, 12] and data.val_set is data.test_set
+
+
 def test_missing_files_are_named(root):
     gone = root / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
     gone.unlink()
@@ -72,8 +78,8 @@ def test_missing_files_are_named(root):
 
 
 def test_validation_size_is_checked(root):
-    with pytest.raises(ValueError, match="val_size: expected an int >= 1, received 0"):
-        MNISTDataModule(val_size=0)
+    with pytest.raises(ValueError, match="val_size: expected an int >= 0, received -1"):
+        MNISTDataModule(val_size=-1)
     with pytest.raises(
         ValueError, match="val_size: expected an int below 40, the number of training images, received 40"
     ):

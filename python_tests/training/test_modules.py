@@ -214,6 +214,9 @@ def test_test_errors_are_means_per_pixel(run):
     x, _ = data.test_set[:]
     reconstruction = model.reconstruct(x)
     assert results["test/mse"] == pytest.approx((reconstruction - x).square().mean().item(), rel=1e-5)
+    noise = torch.cat([model._noise(batch, seeds.TEST, i) for i, batch in enumerate(x.split(128))], dim=1)
+    sampled = model.decode(model.sample_posterior(x, noise)[0])
+    assert results["test/mse_sampled"] == pytest.approx((sampled - x).square().mean().item(), rel=1e-5)
     bce = -(x * reconstruction.log() + (1 - x) * (1 - reconstruction).log()).mean()
     assert results["test/bce"] == pytest.approx(bce.item(), rel=1e-5)
     assert {"test/loss", "test/reconstruction", "test/kl"} <= results.keys()

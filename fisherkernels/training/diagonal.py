@@ -1,0 +1,33 @@
+"""Auto-encoders whose encoder gives the mean and the standard deviation of a diagonal Gaussian."""
+
+import torch
+from torch import Tensor
+
+from fisherkernels.networks import split_posterior
+from fisherkernels.training.autoencoder import AutoEncoder
+
+
+class DiagonalAutoEncoder(AutoEncoder):
+    """Base of :class:`FisherAE` and :class:`VAE`: q(z|x) = N(mean, diag(exp(log_std))^2).
+
+    The encoder takes x to [N, 2 d] = (mean, log_std), or to that pair. Noise is [L, N, d].
+    """
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log_std of q(z|x), each [N, d]."""
+        return split_posterior(self.encoder(x), x)
+
+    def encode_mean(self, x: Tensor) -> Tensor:
+        return self.encode(x)[0]
+
+    def draw_noise(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.randn(self.num_samples, len(x), self.latent_dim, generator=generator).to(x)
+
+    def sample_posterior(self, x: Tensor, noise: Tensor) -> Tensor:
+        mean, log_std = self.encode(x)
+        return mean + log_std.exp() * noise  # [L, N, d]
+
+    def predict_step(self, batch, batch_idx: int) -> dict[str, Tensor]:
+        x, labels = batch
+        mean, log_std = self.encode(x)
+        return {"mean": mean, "log_std": log_std, "reconstruction": self.decode(mean), "label": labels}
