@@ -8,13 +8,16 @@ from fisherkernels import ops, priors
 from fisherkernels.linearize import Linearization, linearize
 from fisherkernels.losses import LossOutput, elbo_loss, fisher_ae_loss
 from fisherkernels.losses.scores import decoder_score, stability
+from fisherkernels.metric import FisherMetric, SolveInfo
 from fisherkernels.svgd import svgd
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "FisherMetric",
     "Linearization",
     "LossOutput",
+    "SolveInfo",
     "decoder_score",
     "elbo_loss",
     "fisher_ae_loss",

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from fisherkernels import ops
-from fisherkernels.kernels import last_layer_gram
 from fisherkernels.metric.operator import MetricOperator
 
 
@@ -21,6 +20,8 @@ def factor_and_solve(
         tangents = operator.linearization.tangents().flatten(2)  # [d, N, D]
         return ops.metric_solve(tangents, operator.precision, rhs, data)
     if operator.last is not None:
+        from fisherkernels.kernels import last_layer_gram
+
         tangents = operator.last.tangents()  # [d, N, h]
         gram = last_layer_gram(tangents, operator.last.weight, operator.precision)
         metric = gram + torch.eye(width, dtype=gram.dtype, device=gram.device)

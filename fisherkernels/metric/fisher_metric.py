@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
@@ -12,18 +9,14 @@ from fisherkernels import ops
 from fisherkernels.checks import check_choice, check_count, check_number, check_same, type_name
 from fisherkernels.linearize import linearize
 from fisherkernels.metric import cost_model
-from fisherkernels.metric.conjugate_gradients import (
-    CONVERGED,
-    NEGATIVE_CURVATURE,
-    NOT_FINITE,
-    Solution,
-    conjugate_gradients,
-)
+from fisherkernels.metric.arguments import check_mean, check_stack
+from fisherkernels.metric.conjugate_gradients import Solution, conjugate_gradients
 from fisherkernels.metric.direct import factor_and_solve
 from fisherkernels.metric.implicit import ImplicitSolution, LogDeterminant
 from fisherkernels.metric.lanczos import lanczos_logdet
 from fisherkernels.metric.noise import as_noise_pair, as_noise_variance
 from fisherkernels.metric.operator import MetricOperator
+from fisherkernels.metric.outcome import SolveInfo, check_factor, check_solution, solve_info
 from fisherkernels.networks import run_network
 
 METHODS = ("auto", "cg", "cholesky")
@@ -32,15 +25,6 @@ MAX_ITER = 100
 MAX_ITER_COMPILED = 16  # all of them are in the graph
 LARGEST_EXACT = 256  # d above which logdet("auto") is estimated
 COMPILED_CHOLESKY = 128  # d up to which a compiled "auto" is direct
-
-
-class SolveInfo(NamedTuple):
-    """How a solve went. ``iterations``, ``residual`` (‖b - M x‖/‖b‖) and ``converged``: shape of b without d."""
-
-    method: str
-    iterations: Tensor
-    residual: Tensor
-    converged: Tensor
 
 
 class FisherMetric:
@@ -91,7 +75,7 @@ class FisherMetric:
         batch_statistics: str = "batch",
         memory_budget: int = 2**30,
     ):
-        _check_mean(mean)
+        check_mean(mean)
         check_count("memory_budget", memory_budget)
         self.linearization = run_network(
             "decoder", lambda net, z: linearize(net, z, batch_statistics=batch_statistics), decoder, mean
@@ -125,7 +109,7 @@ class FisherMetric:
         Raises:
             TypeError, ValueError: v is of another dtype, device or shape.
         """
-        _check_stack("v", v, self.mean)
+        check_stack("v", v, self.mean)
         return self._operator.matvec(v)
 
     def dense(self) -> Tensor:
@@ -171,7 +155,7 @@ class FisherMetric:
         Warns:
             RuntimeWarning: samples that did not reach tol within max_iter iterations, with their number.
         """
-        single = _check_stack("b", b, self.mean)
+        single = check_stack("b", b, self.mean)
         rhs = b[None] if single else b  # [K, N, d]
         method, max_iter = self._options(method, tol, max_iter, gradient, rhs.shape[0])
         with torch.no_grad():
@@ -181,9 +165,11 @@ class FisherMetric:
             else:
                 solution = self._iterate(fixed, torch.zeros_like(fixed), fixed, tol, max_iter)
                 x = solution.x.view(rhs.shape)
-            info = self._info(method, fixed, x, solution, single) if return_info else None
+            info = solve_info(method, fixed, self._operator.matvec(x), solution) if return_info else None
         x = self._attach(x, rhs, None, method, tol, max_iter, gradient)
         x = x[0] if single else x
+        if return_info and single:
+            info = SolveInfo(info.method, *(part[0] for part in info[1:]))
         return (x, info) if return_info else x
 
     def sample(
@@ -236,7 +222,7 @@ class FisherMetric:
                 offset = solution.x.view(latent.shape)
             if return_info:
                 rhs = op.pull(fixed) + latent if rhs is None else rhs
-            info = self._info(method, rhs, offset, solution, False) if return_info else None
+            info = solve_info(method, rhs, op.matvec(offset), solution) if return_info else None
         offset = self._attach(offset, latent, weighted, method, tol, max_iter, gradient)
         z = self.mean + (torch.cat([offset, -offset]) if mirrored else offset)
         return (z, info) if return_info else z
@@ -264,7 +250,7 @@ class FisherMetric:
         if noise is None:
             noise = torch.randint(0, 2, (num_probes, rows, width), device=self.mean.device).to(self.mean.dtype) * 2 - 1
         else:
-            _check_stack("noise", noise, self.mean)
+            check_stack("noise", noise, self.mean)
         op = self._operator
         with torch.no_grad():
             value, inverse = lanczos_logdet(op.matvec, noise, num_steps)
@@ -326,19 +312,9 @@ class FisherMetric:
         """M^-1 (rhs + J^T data) by the Cholesky factor, which is kept."""
         if self._factor is None:
             x, self._factor = factor_and_solve(self._operator, rhs, data, self.memory_budget)
-            self._check_factor()
+            check_factor(self._factor)
             return x
         return ops.factor_solve(self._factor, rhs if data is None else rhs + self._operator.pull(data))
-
-    def _check_factor(self) -> None:
-        if torch.compiler.is_compiling() or self._factor.device.type != "cpu" or self._factor.shape[1] == 0:
-            return
-        broken = ~torch.isfinite(self._factor[:, -1, -1])
-        if bool(broken.any()):
-            raise FloatingPointError(
-                f"FisherMetric: the metric of sample {_first(broken)} holds NaN or infinity or is not positive definite"
-                f" ({int(broken.sum())} of {len(broken)} samples); look at the mean and the decoder's weights"
-            )
 
     def _iterate(self, rhs: Tensor, start: Tensor, residual: Tensor, tol: float, max_iter: int) -> Solution:
         """Conjugate gradients over all K N systems; rhs, start, residual [K, N, d]."""
@@ -354,30 +330,8 @@ class FisherMetric:
             flat = (t.reshape(-1, width) for t in (rhs, start, residual))
             solution = conjugate_gradients(matvec, *flat, tol=tol, max_iter=max_iter)
         if not torch.compiler.is_compiling():
-            self._report(solution, tol, max_iter)
+            check_solution(solution, shape[1], tol, max_iter)
         return solution
-
-    def _report(self, solution: Solution, tol: float, max_iter: int) -> None:
-        """Errors and warnings about systems that did not end well."""
-        status, rows = solution.status, max(1, self.mean.shape[0])
-        if bool((status == CONVERGED).all()):
-            return
-        for flag, what in ((NOT_FINITE, "NaN or infinity"), (NEGATIVE_CURVATURE, "negative curvature")):
-            broken = status == flag
-            if bool(broken.any()):
-                raise FloatingPointError(
-                    f"FisherMetric: conjugate gradients met {what} in sample {_first(broken) % rows} "
-                    f"({int(broken.sum())} of {len(broken)} systems)"
-                )
-        open_ones = status != CONVERGED
-        worst = int(torch.where(open_ones, solution.residual, 0).argmax())
-        warnings.warn(
-            f"FisherMetric: {int(open_ones.sum())} of {len(status)} systems did not reach a relative residual of "
-            f"{tol:g} in max_iter={max_iter} iterations; the largest is {float(solution.residual[worst]):.2g}, of "
-            f"sample {worst % rows}",
-            RuntimeWarning,
-            stacklevel=4,
-        )
 
     def _attach(
         self, x: Tensor, rhs: Tensor, data: Tensor | None, method: str, tol: float, max_iter: int, gradient: str
@@ -409,7 +363,7 @@ class FisherMetric:
             elif self._factor is None:
                 factor, status = torch.linalg.cholesky_ex(metric.detach())
                 self._factor = torch.where((status == 0)[:, None, None], factor, factor.new_full((), torch.nan))
-                self._check_factor()
+                check_factor(self._factor)
         if metric is None:
             return 2 * self._factor.diagonal(dim1=1, dim2=2).log().sum(1)
 
@@ -419,49 +373,3 @@ class FisherMetric:
             return columns.permute(1, 2, 0)
 
         return LogDeterminant.apply(metric, self._factor, inverse)
-
-    def _info(self, method: str, rhs: Tensor, x: Tensor, solution: Solution | None, single: bool) -> SolveInfo:
-        """``residual`` is the true one, ‖b - M x‖/‖b‖."""
-        residual = torch.linalg.vector_norm(rhs - self._operator.matvec(x), dim=2)
-        scale = torch.linalg.vector_norm(rhs, dim=2)
-        relative = torch.where(scale > 0, residual / torch.where(scale > 0, scale, 1.0), residual)  # [K, N]
-        if solution is None:
-            iterations = torch.zeros(rhs.shape[:2], dtype=torch.int32, device=rhs.device)
-            converged = torch.isfinite(relative)
-        else:
-            iterations = solution.iterations.view(rhs.shape[:2])
-            converged = (solution.status == CONVERGED).view(rhs.shape[:2])
-        parts = (iterations, relative, converged)
-        return SolveInfo(method, *(part[0] if single else part for part in parts))
-
-
-def _check_mean(mean) -> None:
-    if not isinstance(mean, Tensor):
-        raise TypeError(f"mean: expected a tensor [N, d], received {type_name(mean)}")
-    if mean.dtype not in (torch.float32, torch.float64):
-        reason = ""
-        if mean.is_floating_point():
-            reason = (
-                ": the metric's condition number reaches hundreds, more than the 8 to 11 bits of half precision "
-                "resolve; run the metric outside autocast, in float32"
-            )
-        raise TypeError(f"mean: expected float32 or float64, received {mean.dtype}{reason}")
-    if mean.dim() != 2:
-        raise ValueError(f"mean: expected shape [N, d], received {list(mean.shape)}")
-
-
-def _check_stack(name: str, given, mean: Tensor) -> bool:
-    """Whether ``given`` is one [N, d] rather than a stack [K, N, d]."""
-    rows, width = mean.shape
-    if not isinstance(given, Tensor):
-        raise TypeError(f"{name}: expected a tensor [{rows}, {width}], received {type_name(given)}")
-    if given.shape != mean.shape and (given.dim() != 3 or given.shape[1:] != mean.shape):
-        raise ValueError(
-            f"{name}: expected shape [{rows}, {width}] or a stack [K, {rows}, {width}], received {list(given.shape)}"
-        )
-    check_same(name, given, "mean", mean)
-    return given.dim() == 2
-
-
-def _first(flags: Tensor) -> int:
-    return int(flags.to(torch.int32).argmax())
