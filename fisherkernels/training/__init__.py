@@ -9,8 +9,10 @@ from fisherkernels.training.data import (
     ImageDataModule,
     MNISTDataModule,
 )
+from fisherkernels.training.diagonal import DiagonalAutoEncoder
 from fisherkernels.training.errors import NonFiniteLossError
 from fisherkernels.training.fisher_ae import FisherAE
+from fisherkernels.training.fisher_net import FisherNet
 from fisherkernels.training.loggers import CSVMetrics, TensorBoardEvents
 from fisherkernels.training.predictions import PredictionWriter
 from fisherkernels.training.vae import VAE
@@ -21,9 +23,11 @@ __all__ = [
     "AutoEncoder",
     "BatchLoader",
     "CSVMetrics",
+    "DiagonalAutoEncoder",
     "DigitsDataModule",
     "FashionMNISTDataModule",
     "FisherAE",
+    "FisherNet",
     "ImageDataModule",
     "ImageDataset",
     "MNISTDataModule",

@@ -150,20 +150,24 @@ class AutoEncoder(pl.LightningModule):
         return self.draw_noise(x, seeds.generator(*self._stream(stage, batch_idx)))
 
     def _step(self, x: Tensor, stage: int, batch_idx: int) -> LossOutput:
-        output = self.loss(x, self._noise(x, stage, batch_idx))
-        if not torch.isfinite(output.loss):
-            raise NonFiniteLossError(self._describe_non_finite(output, stage, batch_idx))
-        return output
-
-    def _describe_non_finite(self, output: LossOutput, stage: int, batch_idx: int) -> str:
         kind = {seeds.TRAIN: "training", seeds.VALIDATION: "validation", seeds.TEST: "test"}[stage]
         where = f"{kind} step {self.global_step}, epoch {self.current_epoch}, batch {batch_idx}"
+        try:
+            output = self.loss(x, self._noise(x, stage, batch_idx))
+        except FloatingPointError as error:
+            raise NonFiniteLossError(f"{where}: {error}") from error
+        if not torch.isfinite(output.loss):
+            raise NonFiniteLossError(f"{where}: {self._describe_non_finite(output)}")
+        return output
+
+    @staticmethod
+    def _describe_non_finite(output: LossOutput) -> str:
         causes = []
         for name, term in output.terms.items():
             for what, count in (("NaN", term.isnan().sum()), ("infinite", term.isinf().sum())):
                 if count:
                     causes.append(f"the term '{name}' is {what} for {count} of {len(term)} samples")
-        return f"{where}: {' and '.join(causes) or 'every term is finite but their sum overflows'}"
+        return " and ".join(causes) or "every term is finite but their sum overflows"
 
     def _evaluation_step(self, name: str, x: Tensor, stage: int, batch_idx: int) -> Tensor:
         """Logs loss, terms and reconstruction errors; returns the reconstruction from the posterior mean."""
