@@ -1,5 +1,7 @@
 """Value, vector-Jacobian and Jacobian-vector products of a network, computed by one rule per layer."""
 
+from .last_linear import LastLinear
 from .linearization import Linearization, linearize
+from .work import Work
 
-__all__ = ["Linearization", "linearize"]
+__all__ = ["LastLinear", "Linearization", "Work", "linearize"]

@@ -8,9 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .coupling import coupled_steps, train_mode_batch_norm
 from .fallback import Fallback, module_function, store_buffers
+from .jacobian import all_tangents
+from .last_linear import LastLinear, last_linear
 from .plan import CALLS, Plan, Ref, Step, holds, plan_of, submodule
 from .rules import MODULES, RULES
+from .walk import Record, add, pull, push, shape_of
+from .work import Work, work_of
 from .wrappers import refuse_distributed
 
 _FALLBACK_NAME = "fallback (torch.func)"
@@ -86,19 +91,22 @@ class Linearization:
         self._parameters = _checked(net, parameters)
         self._canonical = dict(plan.names) if self._parameters else {}
         self._input = x
-        self._saved: list[Any] = []
+        self._coupled: tuple[str, ...] | None = None
+        saved: list[Any] = []
         values: list[Any] = [x]
         for step in plan.steps:
-            value, saved = self._run(step, values)
+            value, kept = self._run(step, values)
             values.append(value)
-            self._saved.append(saved)
+            saved.append(kept)
+        shapes = [shape_of(value) for value in values]
+        self._record = Record(plan.steps, saved, shapes, x.shape[0] if x.dim() else 1)
         self.value = _resolve(plan.output, values)
         self._whole = isinstance(plan.output, Ref) and not isinstance(self.value, Tensor)  # a tuple made by one step
 
     @property
     def rules(self) -> dict[str, str]:
         return {
-            step.name or type(self._net).__name__: _FALLBACK_NAME if step.rule == "fallback" else step.rule
+            self._name(step): _FALLBACK_NAME if step.rule == "fallback" else step.rule
             for step in self._plan.steps
             if any(slot >= 0 for slot in step.slots)
         }
@@ -115,16 +123,11 @@ class Linearization:
         stacked = _stacked("cotangent", cotangent, self.value)
         cotangents: list[Any] = [None] * (len(self._plan.steps) + 1)
         self._seed(cotangents, cotangent)
-        for i in range(len(self._plan.steps) - 1, -1, -1):
-            step, received = self._plan.steps[i], cotangents[i + 1]
-            if received is None or not step.slots:
-                continue
-            cotangents[i + 1] = None  # frees it
-            self._pull(step, self._saved[i], received, stacked, cotangents)
-        if cotangents[0] is None:
+        pulled = pull(self._record, cotangents, stacked)
+        if pulled is None:
             given = cotangent if isinstance(cotangent, Tensor) else cotangent[0]
             return self._input.new_zeros(((given.shape[0],) if stacked else ()) + tuple(self._input.shape))
-        return cotangents[0]
+        return pulled
 
     def jvp(self, tangent: Tensor) -> Tensor | tuple[Tensor, ...]:
         """J t, shape of value; [K, *value.shape] for a stack t [K, *x.shape].
@@ -134,26 +137,47 @@ class Linearization:
             ValueError: the shape is neither x's nor a stack of it.
         """
         stacked = _stacked("tangent", tangent, self._input)
-        tangents: list[Any] = [tangent]
-        for step, saved in zip(self._plan.steps, self._saved, strict=True):
-            operands = tuple(tangents[slot] if slot >= 0 else None for slot in step.slots)
-            if all(t is None for t in operands):
-                tangents.append(None)
-            elif step.rule == "fallback":
-                tangents.append(saved.jvp(operands, stacked))
-            elif saved[0] == "item":
-                tangents.append(operands[0][saved[1]])
-            else:
-                tangents.append(RULES[step.rule].jvp(saved[1], operands, stacked))
         front = (tangent.shape[0],) if stacked else ()
+        output, value = self._plan.output, self.value
+        single = isinstance(output, Ref)
+        refs, values = ((output,), (value,)) if single else (output, value)
+        pushed = push(self._record, tangent, stacked, tuple(ref.index for ref in refs))
+        parts = tuple(v.new_zeros((*front, *v.shape)) if t is None else t for t, v in zip(pushed, values, strict=True))
+        return parts[0] if single else parts
 
-        def part(ref: Ref, value: Any) -> Any:
-            t = tangents[ref.index]
-            return value.new_zeros((*front, *value.shape)) if t is None else t
+    @property
+    def coupled(self) -> tuple[str, ...]:
+        """Names of the steps that make a sample's value depend on other samples of the batch, () if there are none.
 
-        if isinstance(self._plan.output, Ref):
-            return part(self._plan.output, self.value)
-        return tuple(part(ref, value) for ref, value in zip(self._plan.output, self.value, strict=True))
+        There J mixes samples: a stack of tangents is no stack of per-sample Jacobian columns. BatchNorm with batch
+        statistics is known by its rule. Where layers without a rule (or shapes that do not lead with N) leave it
+        open, two vector-Jacobian products of part of the batch show it, outside torch.compile.
+        """
+        if self._coupled is None:
+            self._coupled = coupled_steps(self)
+        return self._coupled
+
+    def tangents(self) -> Tensor:
+        """J's columns, the tangents of x's dimensions: a stack [d, N, *value.shape[1:]] for x [N, d].
+
+        Through the leading layers whose Jacobian is the same for every sample (Linear, convolutions, reshapes) the
+        basis goes once, as [d, 1, ...]. The result may share memory between samples (strides of 0).
+
+        Raises:
+            ValueError: x is not [N, d], the value no single tensor [N, ...], or ``coupled`` is not empty.
+        """
+        return all_tangents(self)
+
+    def last_linear(self) -> LastLinear | None:
+        """Where the value is the output W h + b of a Linear layer, reshaped at most: W and the map from x to h.
+
+        J = W T then, T the Jacobian of h [N, h]; None where anything else comes last.
+        """
+        return last_linear(self)
+
+    def work(self) -> Work:
+        """What one Jacobian-vector product costs per sample."""
+        return work_of(self)
 
     def _run(self, step: Step, values: list[Any]) -> tuple[Any, Any]:
         """The value of a step and what its products need."""
@@ -212,30 +236,14 @@ class Linearization:
         return fallback.value, fallback
 
     def _refuse_frozen(self, module: nn.Module, step: Step) -> None:
-        if not self._frozen:
-            return
-        for name, part in module.named_modules():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training:
-                path = ".".join(p for p in (step.target, name) if p)
-                raise ValueError(f'batch_statistics="frozen": {path or type(part).__name__} in train mode has no rule')
+        found = train_mode_batch_norm(module)
+        if self._frozen and found is not None:
+            path = ".".join(p for p in (step.target, found) if p)
+            name = path or type(module).__name__
+            raise ValueError(f'batch_statistics="frozen": {name} in train mode has no rule')
 
-    def _pull(self, step: Step, saved: Any, cotangent: Any, stacked: bool, cotangents: list[Any]) -> None:
-        """Add the cotangents of a step's operands to those of the values they are."""
-        if step.rule == "fallback":
-            slots = tuple(dict.fromkeys(step.slots))
-            results = saved.vjp(cotangent, stacked)
-        elif saved[0] == "item":
-            _, item, size = saved
-            parts = cotangents[step.slots[0]] or [None] * size
-            parts[item] = _sum(parts[item], cotangent)
-            cotangents[step.slots[0]] = parts
-            return
-        else:
-            slots = step.slots
-            results = RULES[step.rule].vjp(saved[1], cotangent, stacked, tuple(slot >= 0 for slot in slots))
-        for slot, result in zip(slots, results, strict=True):
-            if slot >= 0:
-                cotangents[slot] = _sum(cotangents[slot], result)
+    def _name(self, step: Step) -> str:
+        return step.name or type(self._net).__name__
 
     def _seed(self, cotangents: list[Any], cotangent: Any) -> None:
         output = self._plan.output
@@ -243,7 +251,7 @@ class Linearization:
             cotangents[output.index] = list(cotangent) if self._whole else cotangent
             return
         for ref, c in zip(output, cotangent, strict=True):
-            cotangents[ref.index] = _sum(cotangents[ref.index], c)
+            cotangents[ref.index] = add(cotangents[ref.index], c)
 
     def _reader(self, path: str) -> Callable[[str], Any]:
         """Looks up a parameter (the given one, if any) or another attribute of the module at ``path``."""
@@ -282,10 +290,6 @@ def _checked(net: nn.Module, parameters: dict[str, Tensor] | None) -> dict[str, 
 
 def _with_aux(function: Callable[..., Any]) -> Callable[..., tuple[Any, dict]]:
     return lambda *args, **kwargs: (function(*args, **kwargs), {})
-
-
-def _sum(a: Tensor | None, b: Tensor) -> Tensor:
-    return b if a is None else a + b
 
 
 def _resolve(spec: Any, values: list[Any]) -> Any:

@@ -105,21 +105,31 @@ class Exp(SymmetricRule):
 class Neg(SymmetricRule):
     """a' = -1."""
 
+    traffic = 2
+
     def forward(self, input: Tensor):
         return -input, ()
 
     def apply(self, saved, t, stacked):
         return -t
 
+    def of_one_sample(self, saved, active):
+        return saved
+
 
 class Identity(SymmetricRule):
     """a' = 1."""
+
+    traffic = 0
 
     def forward(self, input: Tensor, *args, **kwargs):
         return input, ()
 
     def apply(self, saved, t, stacked):
         return t
+
+    def of_one_sample(self, saved, active):
+        return saved
 
 
 class Dropout(SymmetricRule):
@@ -134,6 +144,9 @@ class Dropout(SymmetricRule):
     def apply(self, saved, t, stacked):
         (mask,) = saved
         return t if mask is None else t * mask
+
+    def of_one_sample(self, saved, active):
+        return saved if saved[0] is None else None
 
 
 RULES = {

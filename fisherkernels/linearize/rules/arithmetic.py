@@ -63,6 +63,29 @@ class Binary(Rule):
             total = t if total is None else total + t
         return total
 
+    def keeps_samples(self, saved, operands, value):
+        return all(len(shape) == len(value) for shape in operands)
+
+    def of_one_sample(self, saved, active):
+        a, b, shape = saved
+        return (a, b, (1, *shape[1:])) if self.same_factors(a, b, active, len(shape)) else None
+
+    def same_factors(self, a, b, active, dims) -> bool:
+        """Whether the factors are the same for every sample; ``active``: which of a, b depend on the input."""
+        return True
+
+
+class Scaling(Binary):
+    """Products and quotients: an operand that is the same for every sample scales all tangents alike."""
+
+    def same_factors(self, a, b, active, dims):
+        constants = [operand for operand, is_active in zip((a, b), active, strict=True) if not is_active]
+        return len(constants) == 1 and _same_for_all_samples(constants[0], dims)
+
+
+def _same_for_all_samples(operand, dims: int) -> bool:
+    return not isinstance(operand, Tensor) or operand.dim() < dims or operand.shape[0] == 1
+
 
 class Add(Binary):
     def value(self, a, b):
@@ -80,7 +103,7 @@ class Sub(Binary):
         return None, -1
 
 
-class Mul(Binary):
+class Mul(Scaling):
     def value(self, a, b):
         return a * b
 
@@ -88,13 +111,16 @@ class Mul(Binary):
         return b, a
 
 
-class Div(Binary):
+class Div(Scaling):
     def value(self, a, b):
         return a / b
 
     def factors(self, a, b):
         inverse = 1 / b
         return inverse, -a * inverse * inverse
+
+    def same_factors(self, a, b, active, dims):
+        return not active[1] and super().same_factors(a, b, active, dims)
 
 
 RULES = {"add": Add(), "sub": Sub(), "mul": Mul(), "div": Div()}

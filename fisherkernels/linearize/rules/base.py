@@ -19,6 +19,7 @@ class Rule:
     """
 
     uses_batch_statistics = False  # forward takes the keyword ``frozen``
+    traffic = 3  # elements that a product reads and writes, per element of the value; 0 for a view or a matmul
 
     def slots(self, args: tuple) -> tuple:
         """The operands that may depend on the input, in the order of ``vjp``'s results."""
@@ -36,6 +37,25 @@ class Rule:
 
     def jvp(self, saved: tuple, tangents: tuple, stacked: bool) -> Tensor:
         raise NotImplementedError
+
+    def couples_samples(self, saved: tuple) -> bool:
+        """Whether a sample's value depends on the others of its batch."""
+        return False
+
+    def keeps_samples(self, saved: tuple, operands: tuple, value: tuple) -> bool:
+        """Whether samples stay apart along the first dimension, where these shapes agree in its size."""
+        return True
+
+    def of_one_sample(self, saved: tuple, active: tuple) -> tuple | None:
+        """What ``vjp`` and ``jvp`` need for a batch of one; None where the Jacobian differs between samples.
+
+        ``active`` says which slots depend on the input.
+        """
+        return None
+
+    def flops(self, saved: tuple, operand: float, value: float) -> float:
+        """Operations (two per multiply-add) of one product, given the sizes of the operand and the value."""
+        return 0.0
 
 
 class Layer(NamedTuple):

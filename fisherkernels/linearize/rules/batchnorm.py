@@ -60,6 +60,12 @@ class BatchNorm(SymmetricRule):
             )
         return self._couple(saved, t)
 
+    def couples_samples(self, saved):
+        return saved[0] is not None
+
+    def of_one_sample(self, saved, active):
+        return saved if saved[0] is None else None
+
     @staticmethod
     def _couple(saved, t: Tensor) -> Tensor:
         input, weight, mean, rstd, eps = saved

@@ -17,7 +17,19 @@ def _extra_output(full: int, size: int, stride: int, padding: int, dilation: int
     return full - ((size - 1) * stride - 2 * padding + dilation * (kernel - 1) + 1)
 
 
-class Conv2d(Rule):
+class Convolution(Rule):
+    """Convolutions of images [N, C, H, W]."""
+
+    traffic = 0
+
+    def keeps_samples(self, saved, operands, value):
+        return len(operands[0]) == 4
+
+    def of_one_sample(self, saved, active):
+        return saved
+
+
+class Conv2d(Convolution):
     """J t = conv(t, W),  J^T c = conv_transpose(c, W) cut to the input's size."""
 
     def accepts(self, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
@@ -60,8 +72,11 @@ class Conv2d(Rule):
         weight, stride, padding, dilation, groups, _ = saved
         return fold(lambda t: F.conv2d(t, weight, None, stride, padding, dilation, groups), tangents[0], stacked)
 
+    def flops(self, saved, operand, value):
+        return 2.0 * value * saved[0][0].numel()
 
-class ConvTranspose2d(Rule):
+
+class ConvTranspose2d(Convolution):
     """J t = conv_transpose(t, W),  J^T c = conv(c, W)."""
 
     def forward(
@@ -106,6 +121,9 @@ class ConvTranspose2d(Rule):
             return F.conv_transpose2d(t, weight, None, stride, padding, output_padding, groups, dilation)
 
         return fold(convolve, tangents[0], stacked)
+
+    def flops(self, saved, operand, value):
+        return 2.0 * operand * saved[0][0].numel()
 
 
 def _conv(module: nn.Conv2d, read):

@@ -14,6 +14,8 @@ aten = torch.ops.aten
 class AvgPool2d(Rule):
     """J t = avg_pool(t)."""
 
+    traffic = 2
+
     def forward(
         self,
         input: Tensor,
@@ -42,6 +44,12 @@ class AvgPool2d(Rule):
         _, options = saved
         return fold(lambda t: F.avg_pool2d(t, *options), tangents[0], stacked)
 
+    def keeps_samples(self, saved, operands, value):
+        return len(value) == 4
+
+    def of_one_sample(self, saved, active):
+        return saved
+
 
 def _list(value) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value)
@@ -60,6 +68,8 @@ _MODES = {mode for mode, _ in _TRANSPOSES}
 
 class Interpolate(Rule):
     """J t = interpolate(t)."""
+
+    traffic = 2
 
     def accepts(
         self,
@@ -104,6 +114,9 @@ class Interpolate(Rule):
     def jvp(self, saved, tangents, stacked):
         _, _, options = saved
         return fold(lambda t: F.interpolate(t, *options), tangents[0], stacked)
+
+    def of_one_sample(self, saved, active):
+        return saved
 
 
 def _avg_pool(module: nn.AvgPool2d, read):

@@ -11,6 +11,8 @@ from .base import Layer, Rule, behind, lead
 class Reshape(Rule):
     """Same values, another shape; ``operation`` makes the value."""
 
+    traffic = 0
+
     def __init__(self, operation):
         self.operation = operation
 
@@ -29,9 +31,14 @@ class Reshape(Rule):
     def jvp(self, saved, tangents, stacked):
         return tangents[0].reshape(lead(tangents[0], stacked) + saved[1])
 
+    def of_one_sample(self, saved, active):
+        return tuple((1, *shape[1:]) for shape in saved)
+
 
 class Slice(Rule):
     """x[index] with integers, slices, None and Ellipsis: J^T puts the cotangent back among zeros."""
+
+    traffic = 0
 
     def accepts(self, input, index):
         parts = index if isinstance(index, tuple) else (index,)
@@ -54,9 +61,21 @@ class Slice(Rule):
     def jvp(self, saved, tangents, stacked):
         return tangents[0][self._index(saved[1], stacked)]
 
+    def keeps_samples(self, saved, operands, value):
+        first = self._index(saved[1], False)[0]
+        if first is Ellipsis:
+            return len(value) == len(operands[0])
+        return first == slice(None)
+
+    def of_one_sample(self, saved, active):
+        shape, index = saved
+        return (1, *shape[1:]), index
+
 
 class Split(Rule):
     """x cut into a tuple along one dimension: J^T joins the pieces' cotangents, zeros for an unused piece."""
+
+    traffic = 0
 
     def __init__(self, operation):
         self.operation = operation
@@ -79,9 +98,14 @@ class Split(Rule):
         shapes, dim = saved
         return tangents[0].split([shape[dim] for shape in shapes], behind(dim, stacked))
 
+    def of_one_sample(self, saved, active):
+        return _first_of_each(saved)
+
 
 class Cat(Rule):
     """Several tensors joined along one dimension: J^T cuts the cotangent."""
+
+    traffic = 2
 
     def slots(self, args):
         return tuple(args[0])
@@ -104,6 +128,14 @@ class Cat(Rule):
             for t, shape in zip(tangents, shapes, strict=True)
         ]
         return torch.cat(pieces, behind(dim, stacked))
+
+    def of_one_sample(self, saved, active):
+        return _first_of_each(saved)
+
+
+def _first_of_each(saved: tuple) -> tuple:
+    shapes, dim = saved
+    return tuple((1, *shape[1:]) for shape in shapes), dim
 
 
 def _sized(operation):

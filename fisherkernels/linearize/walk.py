@@ -1,0 +1,132 @@
+"""Tangents forward and cotangents backward through the steps of a plan."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .plan import Step
+from .rules import RULES
+
+
+class Record(NamedTuple):
+    """What one evaluation left behind: value i + 1 is made by step i, value 0 is the input."""
+
+    steps: tuple[Step, ...]
+    saved: list[Any]  # None, a Fallback, ("item", index, size) or ("rule", what the rule saved)
+    shapes: list[Any]  # of every value; a tuple of shapes for a tuple, None where it is no tensor
+    batch: int  # N
+
+
+def shape_of(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, (tuple, list)) and all(isinstance(part, Tensor) for part in value):
+        return tuple(tuple(part.shape) for part in value)
+    return None
+
+
+def push(record: Record, tangent: Tensor, stacked: bool, keep: tuple[int, ...], alike: bool = False) -> list[Any]:
+    """The tangents of the values ``keep``, None for one that does not depend on the input.
+
+    ``alike``: the stack is [K, 1, ...], the same for every sample. It stays so through steps whose Jacobian is the
+    same for every sample, and is expanded to [K, N, ...] where another one meets it.
+    """
+    steps = record.steps[: max(keep)]
+    last = {slot: i for i, step in enumerate(steps) for slot in step.slots if slot >= 0}
+    tangents: list[Any] = [tangent]
+    for i, step in enumerate(steps):
+        slots = tuple(dict.fromkeys(step.slots)) if step.rule == "fallback" else step.slots
+        operands = tuple(tangents[slot] if slot >= 0 else None for slot in slots)
+        for slot in slots:
+            if slot >= 0 and last[slot] == i and slot not in keep:
+                tangents[slot] = None  # frees it
+        saved = record.saved[i]
+        if all(t is None for t in operands):
+            tangents.append(None)
+            continue
+        if alike:
+            saved, operands = _meet(record, i, operands, tuple(record.shapes[slot] for slot in slots))
+        if step.rule == "fallback":
+            tangents.append(saved.jvp(operands, stacked))
+        elif saved[0] == "item":
+            tangents.append(operands[0][saved[1]])
+        else:
+            tangents.append(RULES[step.rule].jvp(saved[1], operands, stacked))
+    return [tangents[index] for index in keep]
+
+
+def pull(record: Record, cotangents: list[Any], stacked: bool, alike: bool = False) -> Tensor | None:
+    """The input's cotangent, given those of values 0, ..., len(cotangents) - 1, a list that is used up."""
+    for i in range(len(cotangents) - 2, -1, -1):
+        step, received = record.steps[i], cotangents[i + 1]
+        if received is None or not step.slots:
+            continue
+        cotangents[i + 1] = None  # frees it
+        saved = record.saved[i]
+        if alike and (step.rule == "fallback" or saved[0] == "rule"):
+            saved, (received,) = _meet(record, i, (received,), (record.shapes[i + 1],))
+        _pull_step(step, saved, received, stacked, cotangents)
+    return cotangents[0]
+
+
+def _pull_step(step: Step, saved: Any, cotangent: Any, stacked: bool, cotangents: list[Any]) -> None:
+    """Add the cotangents of a step's operands to those of the values they are."""
+    if step.rule == "fallback":
+        slots = tuple(dict.fromkeys(step.slots))
+        results = saved.vjp(cotangent, stacked)
+    elif saved[0] == "item":
+        _, item, size = saved
+        parts = cotangents[step.slots[0]] or [None] * size
+        parts[item] = add(parts[item], cotangent)
+        cotangents[step.slots[0]] = parts
+        return
+    else:
+        slots = step.slots
+        results = RULES[step.rule].vjp(saved[1], cotangent, stacked, tuple(slot >= 0 for slot in slots))
+    for slot, result in zip(slots, results, strict=True):
+        if slot >= 0:
+            cotangents[slot] = add(cotangents[slot], result)
+
+
+def add(a: Tensor | None, b: Tensor) -> Tensor:
+    return b if a is None else a + b
+
+
+def keeps_samples(record: Record, i: int) -> bool:
+    """Whether sample n of step i's value is made of sample n of its operands, by the look of the shapes."""
+    step, saved = record.steps[i], record.saved[i]
+    if step.rule == "fallback":
+        return False
+    operands = tuple(record.shapes[slot] for slot in step.slots if slot >= 0)
+    for shape in (*operands, record.shapes[i + 1]):
+        for part in shape if shape and isinstance(shape[0], tuple) else (shape,):
+            if not part or part[0] != record.batch:
+                return False
+    return saved[0] == "item" or RULES[step.rule].keeps_samples(saved[1], operands, record.shapes[i + 1])
+
+
+def _meet(record: Record, i: int, given: tuple, shapes: tuple) -> tuple[Any, tuple]:
+    """Step i's saved values for a batch of one where that serves all samples; else what is given, expanded."""
+    step, saved = record.steps[i], record.saved[i]
+    if keeps_samples(record, i) and all(_of_one(t, shape) for t, shape in zip(given, shapes, strict=True)):
+        if saved[0] == "item":
+            return saved, given
+        single = RULES[step.rule].of_one_sample(saved[1], tuple(slot >= 0 for slot in step.slots))
+        if single is not None:
+            return ("rule", single), given
+    return saved, tuple(expanded(t, shape) for t, shape in zip(given, shapes, strict=True))
+
+
+def _of_one(t: Any, shape: Any) -> bool:
+    if isinstance(t, (tuple, list)):
+        return all(_of_one(part, own) for part, own in zip(t, shape, strict=True))
+    return t is None or t.shape[1] != shape[0]
+
+
+def expanded(t: Any, shape: Any) -> Any:
+    """A stack [K, 1, ...] seen as [K, *shape]; others as they are."""
+    if isinstance(t, (tuple, list)):
+        return type(t)(expanded(part, own) for part, own in zip(t, shape, strict=True))
+    return t if t is None or t.shape[1:] == shape else t.expand(t.shape[0], *shape)
