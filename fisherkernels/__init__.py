@@ -6,7 +6,7 @@ fused operators; ``priors`` and ``svgd`` serve learned priors. Training with Lig
 
 from fisherkernels import ops, priors
 from fisherkernels.linearize import Linearization, linearize
-from fisherkernels.losses import LossOutput, elbo_loss, fisher_ae_loss
+from fisherkernels.losses import LossOutput, elbo_loss, fisher_ae_loss, fisher_net_loss
 from fisherkernels.losses.scores import decoder_score, stability
 from fisherkernels.metric import FisherMetric, SolveInfo
 from fisherkernels.svgd import svgd
@@ -21,6 +21,7 @@ __all__ = [
     "decoder_score",
     "elbo_loss",
     "fisher_ae_loss",
+    "fisher_net_loss",
     "linearize",
     "ops",
     "priors",
