@@ -2,15 +2,54 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from .plan import Ref
-from .walk import expanded, push
+from .walk import expanded, pull, push, vector_size
 
 if TYPE_CHECKING:
     from .linearization import Linearization
+
+
+def jacobian_of(lin: Linearization, memory_budget: float) -> Tensor:
+    if isinstance(memory_budget, bool) or not isinstance(memory_budget, (int, float)):
+        raise TypeError(f"memory_budget: expected a number of bytes, got {type(memory_budget).__name__}")
+    if not memory_budget > 0:
+        raise ValueError(f"memory_budget: expected a positive number of bytes, got {memory_budget}")
+    _require_per_sample_value(lin)
+    _require_uncoupled(lin)
+    index = lin._plan.output.index
+    inputs, outputs = math.prod(lin._input.shape[1:]), math.prod(lin.value.shape[1:])
+    tangents = inputs <= outputs
+    size = vector_size(lin._record, index, tangents) * lin.value.element_size()
+    side, width = (_push_basis, outputs) if tangents else (_pull_basis, inputs)
+    stack = _in_chunks(
+        lambda start, stop: side(lin, index, start, stop).reshape(stop - start, lin._record.batch, width),
+        inputs if tangents else outputs,
+        max(1, int(memory_budget // max(size, 1))),
+    )
+    return stack.permute(1, 2, 0) if tangents else stack.permute(1, 0, 2)
+
+
+def _in_chunks(piece: Callable[[int, int], Tensor], count: int, size: int) -> Tensor:
+    """Rows 0, ..., count - 1 of a stack, made ``size`` at a time."""
+    if size >= count:
+        return piece(0, count)
+    first = piece(0, size)
+    ranges = [(start, min(start + size, count)) for start in range(size, count, size)]
+    if first.requires_grad:
+        return torch.cat([first, *(piece(*limits) for limits in ranges)])
+    stack = first.new_empty((count, *first.shape[1:]))
+    stack[:size] = first
+    del first
+    for start, stop in ranges:
+        stack[start:stop] = piece(start, stop)
+    return stack
 
 
 def all_tangents(lin: Linearization) -> Tensor:
@@ -35,9 +74,17 @@ def _push_basis(lin: Linearization, index: int, start: int, stop: int) -> Tensor
     return basis.new_zeros((stop - start, *shape)) if pushed is None else expanded(pushed, shape)
 
 
+def _pull_basis(lin: Linearization, index: int, start: int, stop: int) -> Tensor:
+    """Cotangents of x from the entries start, ..., stop - 1 of value ``index``."""
+    basis = _basis(lin.value, start, stop)
+    pulled = pull(lin._record, [*[None] * index, basis], True, alike=True)
+    shape = lin._record.shapes[0]
+    return basis.new_zeros((stop - start, *shape)) if pulled is None else expanded(pulled, shape)
+
+
 def _basis(like: Tensor, start: int, stop: int) -> Tensor:
     """Unit vectors start, ..., stop - 1 of one sample, [K, 1, *like.shape[1:]]."""
-    basis = like.new_zeros((stop - start, like.shape[1:].numel()))
+    basis = like.new_zeros((stop - start, math.prod(like.shape[1:])))
     basis.diagonal(start).fill_(1)
     return basis.view(stop - start, 1, *like.shape[1:])
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .coupling import coupled_steps, train_mode_batch_norm
 from .fallback import Fallback, module_function, store_buffers
-from .jacobian import all_tangents
+from .jacobian import all_tangents, jacobian_of
 from .last_linear import LastLinear, last_linear
 from .plan import CALLS, Plan, Ref, Step, holds, plan_of, submodule
 from .rules import MODULES, RULES
@@ -156,6 +156,23 @@ class Linearization:
         if self._coupled is None:
             self._coupled = coupled_steps(self)
         return self._coupled
+
+    def jacobian(self, *, memory_budget: float = 2**30) -> Tensor:
+        """J per sample, [N, out, in]: value and x flattened behind their first dimension.
+
+        Built from tangents where in <= out, else from cotangents, so many at a time that what they hold at once
+        beside the result stays under the budget, one at least. A graph for backward keeps more. The result may be
+        strided, and share memory between samples where J does not depend on them.
+
+        Args:
+            memory_budget: bytes.
+
+        Raises:
+            TypeError: ``memory_budget`` is no number.
+            ValueError: it is not positive, the value is a tuple or not [N, ...], or ``coupled`` is not empty (BatchNorm
+                in train mode, unless the linearisation was made with ``batch_statistics="frozen"``).
+        """
+        return jacobian_of(self, memory_budget)
 
     def tangents(self) -> Tensor:
         """J's columns, the tangents of x's dimensions: a stack [d, N, *value.shape[1:]] for x [N, d].

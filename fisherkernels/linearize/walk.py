@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -88,6 +89,33 @@ def _pull_step(step: Step, saved: Any, cotangent: Any, stacked: bool, cotangents
     for slot, result in zip(slots, results, strict=True):
         if slot >= 0:
             cotangents[slot] = add(cotangents[slot], result)
+
+
+def vector_size(record: Record, index: int, forward: bool) -> int:
+    """Numbers held at once while one tangent goes to value ``index``, or one cotangent comes from it."""
+    sizes = [_numbers(shape) for shape in record.shapes]
+    active = [tuple({slot for slot in step.slots if slot >= 0}) for step in record.steps[:index]]
+    order = range(index) if forward else range(index - 1, -1, -1)
+    last = {slot: i for i, slots in enumerate(active) for slot in slots}
+    alive = {0 if forward else index}
+    peak = sizes[0 if forward else index]
+    for i in order:
+        made = (i + 1,) if forward else active[i]
+        if not active[i] or not (forward or i + 1 in alive):
+            continue
+        alive.update(made)
+        scratch = max(sizes[made_index] for made_index in made)
+        peak = max(peak, sum(sizes[alive_index] for alive_index in alive) + scratch)
+        alive -= {slot for slot in active[i] if last[slot] == i and slot != index} if forward else {i + 1}
+    return peak
+
+
+def _numbers(shape: Any) -> int:
+    if shape is None:
+        return 0
+    if shape and isinstance(shape[0], tuple):
+        return sum(map(_numbers, shape))
+    return math.prod(shape)
 
 
 def add(a: Tensor | None, b: Tensor) -> Tensor:
