@@ -12,11 +12,12 @@ from fisherkernels import training
 def tiny_model(kind=training.FisherAE, seed=3, **kwargs):
     """Nets with all that makes a resume hard: BatchNorm statistics, Dropout's own noise, two optimiser groups."""
     torch.manual_seed(seed)
+    outputs = 3 if kind is training.FisherNet else 6
     encoder = nn.Sequential(
-        nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.2), nn.Linear(12, 6)
+        nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.2), nn.Linear(12, outputs)
     )
     decoder = nn.Sequential(nn.Linear(3, 12), nn.Tanh(), nn.Linear(12, 64), nn.Sigmoid(), nn.Unflatten(1, (1, 8, 8)))
-    options = {"likelihood": "gaussian"} if kind is training.VAE else {}
+    options = {training.VAE: {"likelihood": "gaussian"}, training.FisherNet: {"method": "cholesky"}}.get(kind, {})
     options |= {"learn_variance": True, "learning_rate": 1e-3, "seed": seed} | kwargs
     return kind(encoder, decoder, latent_dim=3, **options)
 

@@ -11,12 +11,17 @@ from fisherkernels.training import (
     CSVMetrics,
     DigitsDataModule,
     FisherAE,
+    FisherNet,
     ImageDataset,
     NonFiniteLossError,
     seeds,
 )  # fmt: skip
 
-TERMS = {FisherAE: ("posterior", "reconstruction", "stability"), VAE: ("reconstruction", "kl")}
+TERMS = {
+    FisherAE: ("posterior", "reconstruction", "stability"),
+    FisherNet: ("prior", "reconstruction", "noise", "noise_prior"),
+    VAE: ("reconstruction", "kl"),
+}
 
 
 def batch(n=6):
@@ -70,7 +75,7 @@ def test_a_broken_prior_shows_in_the_posterior_term_alone(run):
         model._step(batch()[0], seeds.TRAIN, 0)
 
 
-@pytest.mark.parametrize("kind", [FisherAE, VAE])
+@pytest.mark.parametrize("kind", TERMS)
 def test_every_term_is_logged(kind, run, tmp_path):
     trainer = run.fit(tmp_path, model=run.model(kind), max_epochs=1)
     rows = run.rows(tmp_path)
