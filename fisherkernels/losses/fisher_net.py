@@ -133,6 +133,7 @@ def fisher_net_loss(
             max_iter=max_iter,
             gradient=gradient,
         )  # [S, N, d]
+        terms = {} if logdet is None else {"logdet": 0.5 * metric.logdet(logdet)}
     output = networks.run_network("decoder", networks.call, decoder, z.flatten(0, 1))
     output = networks.as_reconstruction(output, x, z.shape[0] * z.shape[1])
 
@@ -141,9 +142,8 @@ def fisher_net_loss(
         "reconstruction": sample_mean(half_weighted_error(x, output, xi), num_samples),
         "noise": (0.5 * xi.expand(x.shape[1:].numel()).sum()).expand(x.shape[0]),
         "noise_prior": (0.5 * xi.square().sum() / dataset_size).expand(x.shape[0]),
+        **terms,
     }
-    if logdet is not None:
-        terms["logdet"] = 0.5 * metric.logdet(logdet)
     return reduce_terms(terms, reduction)
 
 

@@ -12,6 +12,7 @@ import torch
     [
         "losses.elbo",
         "losses.fisher_ae",
+        "losses.fisher_net",
         "losses.scores",
         "priors.polynomial",
         "priors.standard_normal",
