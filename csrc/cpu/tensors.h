@@ -59,6 +59,19 @@ void dispatch(const Tensor& t, const char* op, F&& f) {
   }
 }
 
+// The same for operators that bfloat16 is not enough for: float or double.
+template <typename F>
+void dispatch_full_precision(const Tensor& t, const char* op, F&& f) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return f(float{});
+    case ScalarType::Double:
+      return f(double{});
+    default:
+      STD_TORCH_CHECK(false, op, ": expected float32 or float64");
+  }
+}
+
 // A small tensor (variance, coefficients) in the accumulation type A.
 template <typename A>
 std::vector<A> values_as(const Tensor& t, const char* op) {

@@ -112,6 +112,19 @@ void dispatch_type(const char* name, ScalarType type, Body&& body) {
   }
 }
 
+// The same for operators that bfloat16 is not enough for.
+template <typename Body>
+void dispatch_full_precision(const char* name, ScalarType type, Body&& body) {
+  switch (type) {
+    case ScalarType::Float:
+      return body.template operator()<float>();
+    case ScalarType::Double:
+      return body.template operator()<double>();
+    default:
+      STD_TORCH_CHECK(false, name, ": expected float32 or float64, got scalar type ", static_cast<int>(type));
+  }
+}
+
 // Calls body.operator()<N>(): N elements per access, 16 bytes of them where every row of every tensor starts
 // on a 16-byte boundary, else one.
 template <typename T, typename Body>

@@ -35,7 +35,7 @@ def cg_update(
 
     - 1 (converged) where ρ' <= threshold, or, without a step, where ρ <= threshold already;
     - 2 (negative curvature) where pᵀq <= 0: M is not positive definite;
-    - 3 (not finite) where pᵀq or ρ' is NaN or infinite.
+    - 3 (not finite) where ρ, pᵀq or ρ' is NaN or infinite.
 
     A row takes no step in the call that gives it status 2 or 3, nor in any call once its status is not 0: all that
     belongs to it stays bit for bit, but for history[step + 1], which is defined only where a step was taken. No row
@@ -127,11 +127,12 @@ def _update(
     beta = norm / squared_norm
 
     outcome = torch.where(norm <= threshold, CONVERGED, ACTIVE)
+    outcome = torch.where(norm.isfinite(), outcome, NOT_FINITE)
     outcome = torch.where(curvature <= 0, NEGATIVE_CURVATURE, outcome)
-    finite = curvature.isfinite() & (norm.isfinite() | (curvature <= 0))
-    outcome = torch.where(finite, outcome, NOT_FINITE)
+    outcome = torch.where(curvature.isfinite(), outcome, NOT_FINITE)
     before = squared_norm <= threshold
     outcome = torch.where(before, CONVERGED, outcome)
+    outcome = torch.where(squared_norm.isfinite(), outcome, NOT_FINITE)
     active = status == ACTIVE
     steps = active & ~before & (outcome <= CONVERGED)
 
