@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from fisherkernels import ops
+from fisherkernels.linearize import linearize
 
 _ROWS = (8, 32, 128, 512, 2048)
 _WIDTHS = (4, 16, 64, 128)
@@ -24,7 +25,7 @@ _REPEATS = 5
 class Constants(NamedTuple):
     """Measured on this machine; times in seconds."""
 
-    call: float  # one small operation
+    step: float  # one step of a linearised network, however small
     product: tuple[float, ...]  # per FLOP of a matrix product, by rows
     solve: tuple[float, ...]  # per FLOP of metric_solve, by d
     byte: float  # per byte that an elementwise operation touches
@@ -57,10 +58,10 @@ def predict(problem: Problem, tol: float, device: torch.device, dtype: torch.dty
         work = n * vectors * (
             problem.flops * _at(constants.product, _ROWS, n * vectors) + problem.bytes * constants.byte
         )
-        return problem.steps * constants.call + work
+        return problem.steps * constants.step + work
 
     factoring = n * (problem.columns * d * (d + 1) + d**3 / 3 + 2 * d * d * k) * _at(constants.solve, _WIDTHS, d)
-    per_iteration = 2 * passes(k) + 2 * constants.call
+    per_iteration = 2 * passes(k) + 2 * constants.step
     return {
         "cholesky": passes(d) + factoring,
         "cg": (expected_iterations(d, tol) + 1) * per_iteration,
@@ -91,10 +92,22 @@ def measured(device: str, dtype: torch.dtype) -> Constants:
             ones, rhs = torch.ones(1, 1, **options), torch.ones(1, samples, width, **options)
             flops = samples * (columns * width * (width + 1) + width**3 / 3 + 2 * width * width)
             solve.append(_time(lambda t=tangents, o=ones, b=rhs: ops.metric_solve(t, o, b, None)) / flops)
-        small, large = torch.ones(8, 8, **options), torch.ones(1 << 18, **options)
-        call = _time(lambda: small.mul(small))
+        large = torch.ones(1 << 18, **options)
         byte = _time(lambda: torch.mul(large, large, out=large)) / (2 * large.numel() * large.element_size())
-    return Constants(call, product, tuple(solve), byte)
+        step = _time_of_a_step(options)
+    return Constants(step, product, tuple(solve), byte)
+
+
+def _time_of_a_step(options: dict) -> float:
+    layers = [torch.nn.Identity()]
+    for _ in range(8):
+        layer = torch.nn.utils.skip_init(torch.nn.Linear, 4, 4, **options)  # draws no random numbers
+        torch.nn.init.eye_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+        layers += [layer, torch.nn.ReLU()]
+    lin = linearize(torch.nn.Sequential(*layers), torch.ones(2, 4, **options))
+    tangent = torch.ones(2, 4, **options)
+    return _time(lambda: lin.jvp(tangent)) / lin.work().steps
 
 
 def _time(function: Callable[[], object]) -> float:
