@@ -118,6 +118,8 @@ def solve(matrix, b, tol=1e-5, max_iter=60, reorthogonalise=True):
         if not reorthogonalise:
             changed[3].zero_()
         ops.cg_update(*changed, times(matrix, changed[2]), threshold, step)
+        if changed[5].all():
+            break
     return changed[0], changed[5], changed[6]
 
 
