@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -16,13 +17,14 @@ def main(arguments=None):
     commands = parser.add_subparsers(dest="command", required=True)
 
     run = commands.add_parser("run", help="measure, and write one JSON file per suite and device")
-    run.add_argument("--suite", choices=["ops", "steps"], help="default: both")
+    run.add_argument("--suite", choices=["ops", "steps", "fisher_net"], help="default: all")
     run.add_argument("--case", help="only this case; the suite's file is then not written")
     run.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     run.add_argument("--rounds", type=int, default=25, help="timed rounds; report wants at least 15")
     run.add_argument("--threads", type=int, help="default: torch's own choice")
     run.add_argument("--allocator", choices=["keep", "default"], default="keep", help="keep: reuse freed memory")
     run.add_argument("--no-memory", dest="memory", action="store_false", help="leave out peak memory")
+    run.add_argument("--data-root", help="folder with MNIST/raw/ for the fisher_net suite's nets (default: data)")
     run.add_argument("--out", type=Path, default=RESULTS)
 
     table = commands.add_parser("report", help="write the tables between README.md's markers")
@@ -40,13 +42,16 @@ def main(arguments=None):
 def _run(options):
     import torch
 
-    from . import bandwidth, machine, memory, suites
+    from . import bandwidth, gemm, machine, memory, suites
+    from .fisher_net.images import DATA_ROOT
     from .runner import measure
 
     if options.rounds < 1:
         raise SystemExit(f"--rounds must be at least 1, got {options.rounds}")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: torch sees no CUDA device here")
+    if options.data_root:
+        os.environ[DATA_ROOT] = os.path.abspath(options.data_root)
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
@@ -58,15 +63,17 @@ def _run(options):
     for suite in [options.suite] if options.suite else list(suites.SUITES):
         result = {"suite": suite, "device": device.type, "allocator": allocator}
         result["machine"] = machine.facts(device)
-        before = bandwidth.copy_bandwidth(device)
+        before = bandwidth.copy_bandwidth(device), gemm.gemm_rate(device)
         result["cases"] = {}
         for case in suites.cases(suite):
-            if options.case in (None, case.name):
+            if options.case in (None, case.name) and device.type in case.devices:
                 print(f"{case.name}: {case.title}", flush=True)
-                sets = {"ops": {"cpu": 2, "cuda": 8}, "steps": {"cpu": 1, "cuda": 4}}[suite][device.type]
+                sets = {"cpu": 2, "cuda": 8} if suite == "ops" else {"cpu": 1, "cuda": 4}
+                sets = sets[device.type]
                 record = measure(case, device, options.rounds, sets=sets, with_memory=options.memory)
                 result["cases"][case.name] = record
-        result["copy_bytes_per_second"] = max(before, bandwidth.copy_bandwidth(device))
+        result["copy_bytes_per_second"] = max(before[0], bandwidth.copy_bandwidth(device))
+        result["gemm_flops_per_second"] = max(before[1], gemm.gemm_rate(device))
         print(report.table(result))
         if options.case is None:
             options.out.mkdir(parents=True, exist_ok=True)

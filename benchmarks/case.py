@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 import torch
 
@@ -19,6 +20,12 @@ class Contender:
     name: str
     build: Callable[[torch.device, torch.dtype], Runner]
     reference: Callable[[torch.device, torch.dtype], Runner] | None = None  # where it is not the case's own
+    route: str | None = None  # which of the case's FLOP counts it is held against; None: the smallest
+    requires: tuple[str, ...] = ()  # importable modules of optional packages
+
+    def missing(self):
+        """The first of `requires` that is not installed, or None."""
+        return next((name for name in self.requires if not _installed(name)), None)
 
 
 @dataclass(frozen=True)
@@ -28,8 +35,10 @@ class Case:
     `exact_inputs(generator)` draws those of the float64 check instead, where the full size would take too long.
 
     `bytes_moved`: each input read once, each output written once, forward and backward; None where arithmetic
-    is the limit. `tolerances`: the largest relative RMS error allowed, by dtype; float32 is timed, every dtype
-    named is checked before that.
+    is the limit. `flops()`: multiplications and additions that each route needs at least, by the route's name.
+    `facts()`: what describes the inputs, by name. `tolerances`: the largest relative RMS error allowed, by dtype;
+    float32 is timed, every dtype named is checked before that. `residual(*inputs, first output)`: in float64 the
+    relative residual [N] of the equation it should solve; float32 passes when the median is at most `residual_limit`.
     """
 
     name: str
@@ -42,6 +51,11 @@ class Case:
     exact_inputs: Callable[[torch.Generator], tuple[torch.Tensor, ...]] | None = None
     bytes_moved: int | None = None
     traffic: str = ""  # how bytes_moved is counted, in words
+    flops: Callable[[], dict[str, float]] | None = None
+    facts: Callable[[], dict[str, float | str]] | None = None
+    residual: Callable[..., torch.Tensor] | None = None
+    residual_limit: float = 0.0
+    devices: tuple[str, ...] = ("cpu", "cuda")
 
     def __post_init__(self):
         if torch.float32 not in self.tolerances:
@@ -58,3 +72,10 @@ class Case:
 def draw(case, generator, device, dtype, check=False):
     small = check and dtype == torch.float64 and case.exact_inputs
     return tuple(t.to(device=device, dtype=dtype) for t in (small or case.inputs)(generator))
+
+
+def _installed(module):
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that should hold it
+        return False

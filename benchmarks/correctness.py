@@ -38,7 +38,10 @@ class Gate:
         self._expected = {}
 
     def check(self, contender, run):
-        """{output name: relative RMS error}; raises WrongResult where one is beyond the case's tolerance."""
+        """{output name: relative RMS error}, and the median and worst residual of a float32 solution.
+
+        Raises WrongResult where one is beyond the case's tolerance.
+        """
         expected = self._evaluate(contender.reference or self.case.reference)
         received = run(*self.inputs)
         if len(received) != len(expected):
@@ -50,7 +53,19 @@ class Gate:
             if not error <= tolerance:  # also when the error is NaN
                 kind = str(self.dtype).removeprefix("torch.")
                 raise WrongResult(f"{name}: relative RMS error {error:.2g} in {kind}, allowed {tolerance:.0e}")
-        return errors
+        return errors | self._residual(received[0])
+
+    def _residual(self, received):
+        """How well the first output solves the case's equation, in float64; nothing where there is none."""
+        if self.case.residual is None or self.dtype != torch.float32:
+            return {}
+        cpu, exact = torch.device("cpu"), torch.float64
+        residual = self.case.residual(*(t.detach().to(cpu, exact) for t in (*self.inputs, received)))
+        median, worst = residual.median().item(), residual.max().item()
+        limit = self.case.residual_limit
+        if not median <= limit:
+            raise WrongResult(f"median relative residual {median:.2g}, allowed {limit:.0e}")
+        return {"median residual": median, "worst residual": worst}
 
     def _evaluate(self, reference):
         if reference not in self._expected:

@@ -24,6 +24,9 @@ VARIANTS = {
     "(Prior)0": "standard normal",
     "(Prior)1": "polynomial",
     "(Prior)2": "score given",
+    "1": "1 access per thread",
+    "2": "2 accesses per thread",
+    "4": "4 accesses per thread",
 }
 WIDTHS = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128, "ENL2.256": 256}
 

@@ -45,35 +45,64 @@ def render(results):
 
 def table(result, minimum_rounds=1):
     """One table per result file; raises ValueError where a case has fewer than `minimum_rounds` timings."""
-    bandwidth = result["copy_bytes_per_second"]
-    lines = [_heading(result), ""]
-    columns = ["case", "contender", "median ms", "quartiles ms", "time / ours", "peak MB", "of memory limit"]
-    lines += ["| " + " | ".join(columns) + " |", "|---|---|---:|---:|---:|---:|---:|"]
-    failures = []
-    for name, case in result["cases"].items():
+    cases = result["cases"]
+    of_flops = any(case.get("flops") for case in cases.values())
+    with_residual = any(_residual(record) for case in cases.values() for record in case["contenders"].values())
+    columns = ["case", "contender", "median ms", "quartiles ms", "time / ours", "peak MB"]
+    columns += ["worst residual"] * with_residual + ["of FLOP limit" if of_flops else "of memory limit"]
+    lines = [_heading(result), "", "| " + " | ".join(columns) + " |", "|---|---|" + "---:|" * (len(columns) - 2)]
+    for name, case in cases.items():
         if case["rounds"] < minimum_rounds:
             rounds = case["rounds"]
             raise ValueError(f"{name}: {rounds} rounds, a reported result needs at least {minimum_rounds}")
         ours = case["contenders"].get(OURS, {}).get("seconds")
         ours = quartiles(ours)[1] if ours else None
-        limit = case["bytes_moved"] / bandwidth if case["bytes_moved"] else None
         for contender, record in case["contenders"].items():
-            cells = [f"{name} {case['title']}", contender, *_cells(record, ours, limit)]
-            lines.append("| " + " | ".join(cells) + " |")
-            if "failed" in record:
-                failures.append(f"{name}, {contender}: {record['failed']}")
-    notes = [f"{name}: {case['traffic']}" for name, case in result["cases"].items() if case["traffic"]]
-    if notes:
-        lines += ["", "Bytes that must move, over the copy bandwidth, make the memory limit:", ""]
-        lines += [f"- {note}" for note in notes]
-    if failures:
-        lines += ["", "Failed, so not timed:", "", *[f"- {failure}" for failure in failures]]
-    return "\n".join(lines)
+            cells = _cells(record, ours, _limit(result, case, contender))
+            if with_residual:
+                cells.insert(-1, _residual(record))
+            lines.append("| " + " | ".join([f"{name} {case['title']}", contender, *cells]) + " |")
+    return "\n".join(lines + _notes(cases))
+
+
+def _limit(result, case, contender):
+    """Seconds that the contender cannot beat on this machine, or None."""
+    if case["bytes_moved"]:
+        return case["bytes_moved"] / result["copy_bytes_per_second"]
+    if case.get("flops"):
+        route = case["routes"].get(contender)
+        flops = case["flops"][route] if route else min(case["flops"].values())
+        return flops / result["gemm_flops_per_second"]
+    return None
+
+
+def _notes(cases):
+    traffic = [f"{name}: {case['traffic']}" for name, case in cases.items() if case["traffic"]]
+    flops = [f"{name}: {_gigaflops(case['flops'])}" for name, case in cases.items() if case.get("flops")]
+    facts = [f"{name}: {_listed(case['facts'])}" for name, case in cases.items() if case.get("facts")]
+    failures = [
+        f"{name}, {contender}: {record['failed']}"
+        for name, case in cases.items()
+        for contender, record in case["contenders"].items()
+        if "failed" in record
+    ]
+    listed = {
+        "Bytes that must move, over the copy bandwidth, make the memory limit:": traffic,
+        "FLOPs that a route needs at least, over the rate of a matrix product, make the FLOP limit:": flops,
+        "The inputs:": facts,
+        "Failed, so not timed:": failures,
+    }
+    lines = []
+    for title, notes in listed.items():
+        if notes:
+            lines += ["", title, "", *[f"- {note}" for note in notes]]
+    return lines
 
 
 def _cells(record, ours, limit):
-    if "failed" in record:
-        return ["failed", "", "", "", ""]
+    for reason in ("failed", "not installed"):
+        if reason in record:
+            return [reason, "", "", "", ""]
     lower, median, upper = quartiles(record["seconds"])
     peak = record.get("peak_bytes")
     return [
@@ -85,6 +114,19 @@ def _cells(record, ours, limit):
     ]
 
 
+def _residual(record):
+    worst = record["relative_rms_error"].get("float32", {}).get("worst residual")
+    return "" if worst is None else f"{worst:.0e}"
+
+
+def _gigaflops(flops):
+    return ", ".join(f"{route} {count / 1e9:.3g} GFLOP" for route, count in flops.items())
+
+
+def _listed(facts):
+    return ", ".join(f"{name} {v if isinstance(v, str) else format(v, '.3g')}" for name, v in facts.items())
+
+
 def _heading(result):
     machine = result["machine"]
     where = machine.get("gpu") or f"{machine['cpu']} ({machine['cpu_isa']}), {machine['threads']} threads"
@@ -92,10 +134,15 @@ def _heading(result):
     rounds = sorted({case["rounds"] for case in result["cases"].values()})
     return (
         f"**{result['suite']}, {result['device'].upper()}**: {where}; torch {machine['torch']}, {kernels}, float32, "
-        f"medians and quartiles of {' or '.join(map(str, rounds))} interleaved rounds, forward and backward; "
-        f"measured copy bandwidth {result['copy_bytes_per_second'] / 1e9:.0f} GB/s; "
+        f"medians and quartiles of {' or '.join(map(str, rounds))} interleaved rounds; "
+        f"measured copy bandwidth {result['copy_bytes_per_second'] / 1e9:.0f} GB/s{_gemm(result)}; "
         f"allocator: {result['allocator']}; {machine['date']}, commit {machine['commit']}."
     )
+
+
+def _gemm(result):
+    rate = result.get("gemm_flops_per_second")  # older results have none
+    return f", matrix product {rate / 1e9:.0f} GFLOP/s" if rate else ""
 
 
 def _digits(milliseconds):

@@ -7,18 +7,24 @@ import torch
 from . import correctness, memory, timing
 from .case import draw
 
+ABSENT = {"failed", "not installed"}  # why a record has no timings
+
 
 def measure(case, device, rounds, warm_up=3, sets=1, seed=None, with_memory=True, say=print):
     """Returns the case's record: per contender either timings or why there are none."""
     seed = time.time_ns() % 2**31 if seed is None else seed
     records = {contender.name: {"relative_rms_error": {}} for contender in case.contenders}
     runners = {}
+    for contender in case.contenders:
+        if missing := contender.missing():
+            records[contender.name]["not installed"] = missing
+            say(f"  {contender.name}: not installed ({missing})", flush=True)
     for dtype in sorted(case.tolerances, key=lambda dtype: -dtype.itemsize):  # float32 last: that one is timed
         torch._dynamo.reset()
         gate = correctness.Gate(case, device, dtype, seed)
         for contender in case.contenders:
             record = records[contender.name]
-            if "failed" not in record:
+            if not ABSENT & record.keys():
                 started = time.perf_counter()
                 runners[contender.name] = _prepare(gate, contender, device, dtype, record)
                 verdict = f"FAILED: {record['failed']}" if "failed" in record else "ok"
@@ -40,6 +46,9 @@ def measure(case, device, rounds, warm_up=3, sets=1, seed=None, with_memory=True
         "title": case.title,
         "bytes_moved": case.bytes_moved,
         "traffic": case.traffic,
+        "flops": case.flops() if case.flops else None,
+        "routes": {contender.name: contender.route for contender in case.contenders if contender.route},
+        "facts": case.facts() if case.facts else {},
         "rounds": rounds,
         "sets_per_round": sets,
         "seed": seed,

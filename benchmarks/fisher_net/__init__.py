@@ -1,0 +1,1 @@
+"""Posterior samples of a FisherNet, their gradients, their memory, and a training step."""
