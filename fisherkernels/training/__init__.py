@@ -2,6 +2,7 @@
 
 from fisherkernels.training.autoencoder import AutoEncoder
 from fisherkernels.training.batches import BatchLoader, ImageDataset
+from fisherkernels.training.celeba import CelebADataModule
 from fisherkernels.training.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from fisherkernels.training.data import (
     DigitsDataModule,
@@ -23,6 +24,7 @@ __all__ = [
     "AutoEncoder",
     "BatchLoader",
     "CSVMetrics",
+    "CelebADataModule",
     "DiagonalAutoEncoder",
     "DigitsDataModule",
     "FashionMNISTDataModule",

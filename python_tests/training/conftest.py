@@ -2,8 +2,10 @@ import csv
 from pathlib import Path
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from fisherkernels import training
@@ -58,6 +60,36 @@ def assert_same_run(folder: Path, reference: Path) -> None:
 def leaves(checkpoint: dict) -> list:
     state = [checkpoint["state_dict"], checkpoint["optimizer_states"]]
     return torch.utils._pytree.tree_leaves(state)
+
+
+def write_celeba(root: Path, monkeypatch, parts=(6, 3, 2)) -> None:
+    """Noise in CelebA's files and sizes; torchvision compares checksums with the real ones, which is left out."""
+    folder = root / "celeba"
+    (folder / "img_align_celeba").mkdir(parents=True)
+    part_of = [part for part, count in enumerate(parts) for _ in range(count)]
+    names = [f"{index:06d}.jpg" for index in range(1, len(part_of) + 1)]
+    random = np.random.default_rng(0)
+    for name in names:
+        Image.fromarray(random.integers(0, 256, (218, 178, 3), np.uint8)).save(folder / "img_align_celeba" / name)
+
+    def table(file, header, rows):
+        lines = [f"{name} {' '.join(map(str, row))}" for name, row in zip(names, rows, strict=True)]
+        head = [str(len(names)), " ".join(header)] if header else []
+        (folder / file).write_text("\n".join(head + lines) + "\n")
+
+    table("list_eval_partition.txt", None, [[part] for part in part_of])
+    table("identity_CelebA.txt", None, [[1]] * len(names))
+    table("list_bbox_celeba.txt", ["image_id", "x_1", "y_1", "width", "height"], [[1, 2, 3, 4]] * len(names))
+    table("list_landmarks_align_celeba.txt", [f"x_{i}" for i in range(10)], [range(10)] * len(names))
+    table("list_attr_celeba.txt", ["Male", "Smiling"], [[1, -1 if i % 2 else 1] for i in range(len(names))])
+    monkeypatch.setattr("torchvision.datasets.CelebA.file_list", [])
+
+
+@pytest.fixture
+def celeba(tmp_path, monkeypatch):
+    """Root folder of 6 training, 3 validation and 2 test images."""
+    write_celeba(tmp_path / "images", monkeypatch)
+    return tmp_path / "images"
 
 
 @pytest.fixture

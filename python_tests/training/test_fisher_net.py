@@ -119,4 +119,3 @@ def test_bad_arguments_are_named(run, x):
     model = FisherNet(nn.Sequential(nn.Flatten(), nn.Linear(64, 6)), nn.Linear(3, 64), 3, dataset_size=5)
     with pytest.raises(ValueError, match=r"the mean alone, \[6, 3\], received \[6, 6\].*mean_only=True"):
         model.loss(x, model._noise(x, seeds.TRAIN, 0))
-
