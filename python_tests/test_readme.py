@@ -17,13 +17,19 @@ def text():
 def test_python_blocks_run(text, capsys):
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert len(blocks) >= 2
-    names = {}
+    names, terms = {}, []
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
-    assert names["loss"].isfinite()
-    assert set(names["terms"]) == {"posterior", "reconstruction", "stability"}
-    jacobian = torch.func.vmap(torch.func.jacrev(names["decoder"]))(names["z"])  # [16, 64, 8]
-    torch.testing.assert_close(names["tangents"], jacobian.movedim(2, 0))
+        assert names["loss"].isfinite()
+        terms.append(set(names["terms"]))
+        if "tangents" in block:
+            jacobian = torch.func.vmap(torch.func.jacrev(names["decoder"]))(names["z"])  # [16, 64, 8]
+            torch.testing.assert_close(names["tangents"], jacobian.movedim(2, 0))
+            torch.testing.assert_close(names["jacobian"], jacobian)
+    assert terms[0] == {"posterior", "reconstruction", "stability"}
+    assert terms[-1] == {"prior", "reconstruction", "noise", "noise_prior"}
+    metric = torch.einsum("nod,noe->nde", jacobian, jacobian) / 0.02 + torch.eye(8)
+    torch.testing.assert_close(names["precision"], torch.linalg.eigvalsh(metric), rtol=1e-4, atol=1e-4)
     assert names["decoder"][0].weight.grad is not None
     assert "fallback" not in capsys.readouterr().out
 
