@@ -17,8 +17,7 @@ def factor_and_solve(
         return ops.metric_solve(reduced, ones, rhs if data is None else rhs + operator.pull(data), None)
     rows, width = operator.mean.shape
     if rows * width * operator.columns * rhs.element_size() <= memory_budget:
-        tangents = operator.linearization.tangents().flatten(2)  # [d, N, D]
-        return ops.metric_solve(tangents, operator.precision, rhs, data)
+        return ops.metric_solve(operator.tangents(), operator.precision, rhs, data)
     if operator.last is not None:
         from fisherkernels.kernels import last_layer_gram
 
@@ -42,9 +41,20 @@ def _reduced_tangents(operator: MetricOperator) -> Tensor | None:
     forming = width**2 * (columns + width / 3)
     if tangents * (width + per_tangent) * (columns - width) <= forming:
         return None
-    gram = operator.weight_gram()
-    jitter = torch.finfo(gram.dtype).eps * gram.diagonal().mean()
-    root, status = torch.linalg.cholesky_ex(gram + jitter * torch.eye(width, dtype=gram.dtype, device=gram.device))
-    if torch.compiler.is_compiling() or gram.device.type != "cpu" or bool(status == 0):
-        return operator.last.tangents() @ root
-    return None
+    root = _cholesky_root(operator.weight_gram())
+    return None if root is None else operator.last.tangents() @ root
+
+
+def _cholesky_root(gram: Tensor) -> Tensor | None:
+    """C with C C^T = W^T N^-1 W [h, h] up to rounding; None where a look at the outcome shows that there is none.
+
+    A layer of less than full rank needs a larger multiple of the identity, which costs accuracy: it is taken where
+    nothing may look, under torch.compile and off the CPU.
+    """
+    diagonal, unit = gram.diagonal(), torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+    eps = torch.finfo(gram.dtype).eps
+    root, status = torch.linalg.cholesky_ex(gram + eps * diagonal.mean() * unit)
+    if not torch.compiler.is_compiling() and gram.device.type == "cpu":
+        return root if bool(status == 0) else None
+    safe, failed = torch.linalg.cholesky_ex(gram + eps * diagonal.sum() * unit)
+    return torch.where(status == 0, root, torch.where(failed == 0, safe, torch.nan))

@@ -311,8 +311,9 @@ class FisherMetric:
     def _direct(self, rhs: Tensor, data: Tensor | None) -> Tensor:
         """M^-1 (rhs + J^T data) by the Cholesky factor, which is kept."""
         if self._factor is None:
-            x, self._factor = factor_and_solve(self._operator, rhs, data, self.memory_budget)
-            check_factor(self._factor)
+            x, factor = factor_and_solve(self._operator, rhs, data, self.memory_budget)
+            check_factor(factor)
+            self._factor = factor
             return x
         return ops.factor_solve(self._factor, rhs if data is None else rhs + self._operator.pull(data))
 
@@ -327,7 +328,7 @@ class FisherMetric:
             return product(v.view(shape)).reshape(v.shape)
 
         with torch.no_grad():
-            flat = (t.reshape(-1, width) for t in (rhs, start, residual))
+            flat = (t.reshape(shape[0] * shape[1], width) for t in (rhs, start, residual))
             solution = conjugate_gradients(matvec, *flat, tol=tol, max_iter=max_iter)
         if not torch.compiler.is_compiling():
             check_solution(solution, shape[1], tol, max_iter)
@@ -362,8 +363,9 @@ class FisherMetric:
                 self._direct(self.mean.new_empty(0, rows, width), None)
             elif self._factor is None:
                 factor, status = torch.linalg.cholesky_ex(metric.detach())
-                self._factor = torch.where((status == 0)[:, None, None], factor, factor.new_full((), torch.nan))
-                check_factor(self._factor)
+                factor = torch.where((status == 0)[:, None, None], factor, factor.new_full((), torch.nan))
+                check_factor(factor)
+                self._factor = factor
         if metric is None:
             return 2 * self._factor.diagonal(dim1=1, dim2=2).log().sum(1)
 

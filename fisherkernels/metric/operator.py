@@ -23,11 +23,16 @@ class MetricOperator:
 
     def push(self, v: Tensor) -> Tensor:
         """J v: [..., N, d] -> [..., N, D]."""
-        return self.linearization.jvp(v).flatten(v.dim() - 1)
+        return self.linearization.jvp(v).reshape(*v.shape[:-1], self.columns)
 
     def pull(self, c: Tensor) -> Tensor:
         """J^T c: [..., N, D] -> [..., N, d]."""
-        return self.linearization.vjp(c.unflatten(-1, self.trailing) if self.trailing else c.squeeze(-1))
+        return self.linearization.vjp(c.reshape(*c.shape[:-1], *self.trailing))
+
+    def tangents(self) -> Tensor:
+        """J's columns [d, N, D]."""
+        rows, width = self.mean.shape
+        return self.linearization.tangents().reshape(width, rows, self.columns)
 
     def matvec(self, v: Tensor) -> Tensor:
         """M v: [..., N, d] -> [..., N, d]."""
@@ -57,7 +62,7 @@ class MetricOperator:
         rows, width = self.mean.shape
         size = rows * self.columns * self.mean.element_size()  # of one tangent
         if width * size <= memory_budget or width == 0:
-            tangents = self.linearization.tangents().flatten(2).transpose(0, 1)  # [N, d, D]
+            tangents = self.tangents().transpose(0, 1)  # [N, d, D]
             gram = (tangents * self.precision[:, None]) @ tangents.transpose(1, 2)
             return gram + torch.eye(width, dtype=gram.dtype, device=gram.device)
         basis = torch.eye(width, dtype=self.mean.dtype, device=self.mean.device)[:, None].expand(-1, rows, -1)
