@@ -116,7 +116,7 @@ def assert_close(name, ours, theirs, tolerance=None, floor=0.0):
 
 
 def gradients(output, leaves, weight):
-    found = torch.autograd.grad((output * weight).sum(), list(leaves.values()), allow_unused=True)
+    found = torch.autograd.grad((output * weight).sum(), list(leaves.values()), allow_unused=True, retain_graph=True)
     return {
         name: torch.zeros_like(leaf) if g is None else g
         for (name, leaf), g in zip(leaves.items(), found, strict=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from metric_cases import EXACT, Case, assert_close, assert_same_gradients
 
-from fisherkernels import FisherMetric
+from fisherkernels import FisherMetric, reference
 
 CASES = {
     "cholesky": ("residual", {"method": "cholesky"}),
@@ -45,6 +45,25 @@ def test_other_results():
     ours, theirs = torch.compile(call, backend="aot_eager", fullgraph=True)(*inputs), call(*inputs)
     assert_close("value", ours, theirs)
     assert_same_gradients(ours, theirs, case.leaves)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_last_layer_of_low_rank(dtype):
+    """W^T N^-1 W then has no Cholesky factor, which a graph cannot look at."""
+    case = Case("wide mlp", "0-d", count=3, d=4, dtype=dtype)
+    with torch.no_grad():
+        weight = case.decoder[2].weight
+        weight.copy_(weight[:, :1] @ torch.ones(1, 4, dtype=dtype))
+    b = case.vectors()
+
+    def call(mean):
+        return FisherMetric(case.decoder, mean, 0.3).solve(b, method="cholesky")
+
+    with torch.no_grad():
+        ours = torch.compile(call, backend="aot_eager", fullgraph=True)(case.mean)
+        assert_close("eager", call(case.mean), ours)
+    exact = reference.fisher_metric(case.decoder.double(), case.mean.double(), 0.3)
+    assert_close("solve", ours, torch.linalg.solve(exact, b.double()))
 
 
 def test_drawn_noise_differs_from_call_to_call():
