@@ -35,8 +35,8 @@ class FunctionalBatchNorm(nn.Module):
 def _settle(net):
     """Running statistics and affine parameters away from their start."""
     for module in net.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            if module.running_mean is not None:
+        if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)):
+            if getattr(module, "running_mean", None) is not None:
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 2.0)
             if module.affine:
@@ -74,6 +74,10 @@ MODULES = {
     "BatchNorm1d cumulative": (lambda: _settle(nn.BatchNorm1d(4, momentum=None)), (5, 4)),
     "BatchNorm2d train": (lambda: _settle(_conv_bn()), (4, 2, 5, 4)),
     "BatchNorm2d eval": (lambda: _settle(_conv_bn()).eval(), (4, 2, 5, 4)),
+    "GroupNorm": (lambda: _settle(nn.GroupNorm(2, 6)), (3, 6, 5, 3)),
+    "GroupNorm of vectors": (lambda: _settle(nn.GroupNorm(1, 7)), (4, 7)),
+    "GroupNorm per channel": (lambda: _settle(nn.GroupNorm(4, 4)), (2, 4, 7)),
+    "GroupNorm plain, one sample": (lambda: nn.GroupNorm(3, 6, eps=0.1, affine=False), (1, 6, 3, 2, 2)),
     "ReLU": (nn.ReLU, (4, 3)),
     "ReLU in place": (lambda: nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True)), (4, 3)),
     "LeakyReLU": (lambda: nn.LeakyReLU(0.2), (4, 3)),
@@ -111,6 +115,11 @@ FUNCTIONS = {
     ),
     "F.batch_norm train": (lambda: FunctionalBatchNorm(4), (5, 4)),
     "F.batch_norm eval": (lambda: FunctionalBatchNorm(4).eval(), (5, 4, 3)),
+    "F.group_norm": (
+        lambda: Function(lambda m, x: F.group_norm(x, 2, weight=m.w, bias=m.b), w=(4,), b=(4,)),
+        (3, 4, 3, 2),
+    ),
+    "F.group_norm without bias": (lambda: Function(lambda m, x: F.group_norm(x, 1, m.w), w=(4,)), (3, 4, 5)),
     "F.relu": (lambda: Function(lambda m, x: F.relu(x)), (4, 3)),
     "torch.relu": (lambda: Function(lambda m, x: torch.relu(x)), (4, 3)),
     "Tensor.relu": (lambda: Function(lambda m, x: x.relu()), (4, 3)),
