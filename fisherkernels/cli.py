@@ -13,27 +13,38 @@ COMMANDS = {  # name -> (module:function taking the arguments after "fisherkerne
     "predict": (TRAINING, "write latent codes and reconstructions of the test set to a file"),
     "demo": ("fisherkernels.report.demo:main", "train a Fisher AE and a VAE on digits; a page compares them"),
     "report": ("fisherkernels.report.comparison:main", "that page for trained models: --fisher_ae CKPT --vae CKPT"),
+    "sample": (
+        "fisherkernels.sampling.command_line:main",
+        "new images from densities fitted to the latent means: --ckpt_path CKPT --density gmm kde",
+    ),
+    "uncertainty": (
+        "fisherkernels.report.uncertainty:main",
+        "the latent posterior that a FisherNet's decoder implies: --ckpt_path CKPT --vae CKPT",
+    ),
     "info": (
         "fisherkernels.cli:print_info",
         "versions, active backends, CUDA architectures, vector ISA, threads",
     ),
 }
 TRACEBACK = "FISHERKERNELS_TRACEBACK"
-EXTRA_MODULES = (
-    "lightning",
-    "jsonargparse",
-    "tensorboard",
-    "torchvision",
-    "sklearn",
-    "torchmetrics",
-    "matplotlib",
-)
+EXTRAS = {  # module -> the extra that brings it
+    "lightning": "train",
+    "jsonargparse": "train",
+    "tensorboard": "train",
+    "torchvision": "train",
+    "sklearn": "train",
+    "torchmetrics": "train",
+    "matplotlib": "train",
+    "zuko": "flow",
+    "nifty": "mkde",
+    "ducc0": "mkde",
+}
 USER_ERRORS = (ValueError, TypeError, OSError)
 
 
 def usage() -> str:
     lines = ["usage: fisherkernels COMMAND [options]", ""]
-    lines += [f"  {name:<10}{description}" for name, (_, description) in COMMANDS.items()]
+    lines += [f"  {name:<12}{description}" for name, (_, description) in COMMANDS.items()]
     lines += ["", "fisherkernels COMMAND --help lists the options of a command."]
     return "\n".join(lines)
 
@@ -63,9 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return getattr(importlib.import_module(module), function)(arguments) or 0
     except ModuleNotFoundError as error:
-        if _want_traceback() or (error.name or "").partition(".")[0] not in EXTRA_MODULES:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if _want_traceback() or extra is None:
             raise
-        return _fail(f"{arguments[0]!r} needs {error.name}: pip install 'fisherkernels[train]'")
+        return _fail(f"{arguments[0]!r} needs {error.name}: pip install 'fisherkernels[{extra}]'")
     except (*USER_ERRORS, FloatingPointError) as error:
         if _want_traceback():
             raise

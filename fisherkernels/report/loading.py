@@ -24,10 +24,12 @@ class Run:
     epochs: int
 
 
-def load_run(checkpoint: str | Path) -> Run:
+def load_run(checkpoint: str | Path, data_options: dict[str, Any] | None = None) -> Run:
     """Reads ``FOLDER/checkpoints/NAME.ckpt`` and ``FOLDER/config.yaml``, as ``fisherkernels fit`` leaves them.
 
-    Raises FileNotFoundError where one of them is missing.
+    data_options: replace arguments of the data module that the config has.
+
+    Raises FileNotFoundError where one of them is missing, ValueError for an argument that the data module has not.
     """
     checkpoint = Path(checkpoint)
     folder = checkpoint.parent.parent
@@ -36,6 +38,11 @@ def load_run(checkpoint: str | Path) -> Run:
         if not path.is_file():
             raise FileNotFoundError(f"checkpoint: expected {path}, which does not exist (fisherkernels fit writes it)")
     config = yaml.safe_load(config_path.read_text())
+    data = config["data"]["init_args"]
+    for name, value in (data_options or {}).items():
+        if name not in data:
+            raise ValueError(f"data.{name}: expected one of {', '.join(data)}, the arguments of the run's data")
+        data[name] = value
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(pl.LightningModule, "model")
     parser.add_subclass_arguments(pl.LightningDataModule, "data")

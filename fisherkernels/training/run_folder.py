@@ -12,6 +12,7 @@ RUN_FILES = (
     "predictions.npz",
     "validate.json",
     "test.json",
+    "samples",
 )
 
 
