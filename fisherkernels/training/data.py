@@ -21,6 +21,8 @@ class ImageDataModule(pl.LightningDataModule):
         seed: the batch order of an epoch is a function of (seed, epoch).
     """
 
+    class_names: dict[int, str] = {}  # label -> name, where a label is not its own name
+
     def __init__(self, batch_size: int = 128, seed: int = 0):
         super().__init__()
         self.batch_size = batch_size
@@ -146,3 +148,8 @@ class FashionMNISTDataModule(MNISTDataModule):
     """FashionMNIST; everything as in :class:`MNISTDataModule`, in ``root/FashionMNIST/raw/``."""
 
     dataset_name = "FashionMNIST"
+    class_names = dict(
+        enumerate(
+            ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+        )
+    )
