@@ -44,7 +44,7 @@ USER_ERRORS = (ValueError, TypeError, OSError)
 
 def usage() -> str:
     lines = ["usage: fisherkernels COMMAND [options]", ""]
-    lines += [f"  {name:<12}{description}" for name, (_, description) in COMMANDS.items()]
+    lines += [f"  {name:<13}{description}" for name, (_, description) in COMMANDS.items()]
     lines += ["", "fisherkernels COMMAND --help lists the options of a command."]
     return "\n".join(lines)
 

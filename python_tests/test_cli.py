@@ -156,7 +156,7 @@ def one_line_error(capsys, *words):
 
 def test_mistakes_are_one_line(folder, capsys):
     assert cli.main(["fti"]) == 2
-    one_line_error(capsys, "unknown command 'fti'", "fit, validate, test, predict, demo, report, sample, info")
+    one_line_error(capsys, "unknown command 'fti'", "fit, validate, test, predict, demo, report, sample, uncertainty, info")
     assert command("fit", "fisher_ae_digits", "--model.latent_dm", "3") == 2
     one_line_error(capsys, "latent_dm")
     assert cli.main(["fit", "--trainer.max_epochs", "3"]) == 2
