@@ -41,6 +41,20 @@ def test_float64_is_checked_at_its_own_tolerance_and_size():
         _gate(torch.float64, case).check(contender, contender.build(None, None))
 
 
+def test_a_solution_is_refused_for_its_median_residual():
+    def residual(x, y, product):
+        assert product.dtype == torch.float64
+        return (product - x * y).abs() + 1e-3
+
+    contender = CASE.contender("ours")
+    run = contender.build(None, None)
+    case = replace(CASE, residual=residual, residual_limit=2e-3)
+    errors = _gate(case=case).check(contender, run)
+    assert errors["median residual"] == pytest.approx(1e-3, rel=1e-3) and errors["worst residual"] < 2e-3
+    with pytest.raises(WrongResult, match="median relative residual 0.001, allowed 5e-04"):
+        _gate(case=replace(case, residual_limit=5e-4)).check(contender, run)
+
+
 def test_relative_rms_is_over_all_elements_of_a_tuple():
     reference = (torch.tensor([3.0]), torch.tensor([4.0]))
     assert relative_rms((torch.tensor([3.0]), torch.tensor([4.5])), reference) == pytest.approx(0.1)

@@ -49,6 +49,31 @@ def test_table_shows_slower_like_faster_and_failed_as_failed():
     assert "- op, torch.compile: Unsupported: no" in table(_result())
 
 
+def _result_with_flops():
+    result = _result() | {"gemm_flops_per_second": 100e9}
+    case = result["cases"]["op"]
+    case |= {"bytes_moved": None, "traffic": "", "flops": {"direct": 0.1e9, "CG": 0.2e9}, "facts": {"images": "a"}}
+    case["routes"] = {"eager autograd": "CG"}
+    case["contenders"]["ours"]["relative_rms_error"] = {"float32": {"worst residual": 2e-6}}
+    case["contenders"]["peer"] = {"relative_rms_error": {}, "not installed": "peer.core"}
+    return result
+
+
+def test_flops_of_a_route_make_the_limit_and_a_missing_peer_is_said():
+    text = table(_result_with_flops())
+    rows = [line for line in text.splitlines() if line.startswith("| op")]
+    assert rows == [
+        "| op [8] | ours | 4 | 4 to 4 | 1.00 | 5 | 2e-06 | 25% |",
+        "| op [8] | eager autograd | 2 | 2 to 2 | 0.50 | 5 |  | 100% |",
+        "| op [8] | torch.compile | failed |  |  |  |  |  |",
+        "| op [8] | peer | not installed |  |  |  |  |  |",
+    ]
+    header = next(line for line in text.splitlines() if line.startswith("| case"))
+    assert header.endswith("| peak MB | worst residual | of FLOP limit |")
+    assert "- op: direct 0.1 GFLOP, CG 0.2 GFLOP" in text and "- op: images a" in text
+    assert "matrix product 100 GFLOP/s" in text
+
+
 def test_heading_says_when_no_native_kernel_ran():
     assert "PyTorch twins, no native kernels" in table(_result())
 
@@ -61,8 +86,8 @@ def test_reported_results_need_fifteen_rounds():
 def test_missing_results_are_said():
     ops_alone = render([_result()])
     assert NOT_RUN in ops_alone
-    assert "CPU: no result is committed for steps." in ops_alone
-    assert "CPU: no result is committed for ops and steps." in render([])
+    assert "CPU: no result is committed for steps and fisher_net." in ops_alone
+    assert "CPU: no result is committed for ops and steps and fisher_net." in render([])
 
 
 def test_report_rewrites_only_what_is_between_the_markers(tmp_path):

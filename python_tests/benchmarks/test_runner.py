@@ -1,11 +1,13 @@
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import bandwidth
+from benchmarks import bandwidth, gemm
+from benchmarks.case import Contender
 from benchmarks.runner import measure
 from benchmarks.timing import interleave, quartiles
 
@@ -22,6 +24,30 @@ def test_only_contenders_that_passed_are_timed():
     assert "allowed 1e-05" in contenders["wrong"]["failed"]
     assert "error nan" in contenders["nan"]["failed"]
     assert contenders["raises"]["failed"] == "RuntimeError: graph break"
+
+
+def test_a_peer_that_is_not_installed_is_recorded_and_never_built():
+    def build(device, dtype):
+        raise AssertionError("built")
+
+    absent = tuple(Contender(name, build, requires=(name,)) for name in ("no_such_package", "json.no_such_module"))
+    said = []
+    record = measure(
+        replace(CASE, contenders=(*absent, Contender("ours", CASE.contender("ours").build, requires=("json",)))),
+        CPU,
+        rounds=1,
+        with_memory=False,
+        say=lambda text, **_: said.append(text),
+    )
+    assert record["contenders"]["no_such_package"]["not installed"] == "no_such_package"
+    assert record["contenders"]["json.no_such_module"]["not installed"] == "json.no_such_module"
+    assert len(record["contenders"]["ours"]["seconds"]) == 1
+    assert "  no_such_package: not installed (no_such_package)" in said
+
+
+def test_gemm_rate_counts_multiplications_and_additions(monkeypatch):
+    monkeypatch.setattr(gemm, "interleave", lambda *_, **__: {"gemm": [2.0, 0.5]})
+    assert gemm.gemm_rate(CPU, sizes=(3, 1)) == 2 * 3**3 / 0.5
 
 
 def test_rounds_are_interleaved_rotated_and_share_fresh_inputs():
