@@ -41,7 +41,7 @@ def load_run(checkpoint: str | Path, data_options: dict[str, Any] | None = None)
     data = config["data"]["init_args"]
     for name, value in (data_options or {}).items():
         if name not in data:
-            raise ValueError(f"data.{name}: expected one of {', '.join(data)}, the arguments of the run's data")
+            raise ValueError(f"data.{name}: the run's data has no such argument, only {', '.join(data)}")
         data[name] = value
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(pl.LightningModule, "model")

@@ -50,7 +50,8 @@ def save_picture(comparison: Comparison, held_out_images: Tensor, path: str | Pa
 def _draw_images(axes: Axes, images: Tensor) -> None:
     shown = images[: GRID * GRID].detach().cpu().nan_to_num().clamp(0, 1)  # [n, C, H, W]
     columns = min(GRID, math.ceil(math.sqrt(len(shown))))
-    axes.imshow(make_grid(shown, nrow=columns, padding=1, pad_value=0.5).movedim(0, 2), interpolation="nearest")
+    tiles = make_grid(shown, nrow=columns, padding=1, pad_value=0.5).movedim(0, 2)  # [height, width, 3]
+    axes.imshow(tiles.numpy(), interpolation="nearest")
     axes.set_axis_off()
 
 
@@ -60,7 +61,7 @@ def _draw_map(axes: Axes, grey: Tensor, points: Tensor | None) -> None:
             cloud = cloud[:MAP_POINTS]
             if cloud.shape[1] == 1:
                 cloud = torch.stack([cloud[:, 0], torch.linspace(0, 1, len(cloud))], dim=1)
-            axes.scatter(cloud[:, 0], cloud[:, 1], s=4, color=color, linewidths=0)
+            axes.scatter(*cloud.T.numpy(), s=4, color=color, linewidths=0)
     low, high = grey.amin(dim=0), grey.amax(dim=0)
     margin = 0.15 * (high - low)
     axes.set_xlim((low - margin)[0].item(), (high + margin)[0].item())
