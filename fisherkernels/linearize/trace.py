@@ -121,10 +121,15 @@ def _state_kept(module: nn.Module) -> Iterator[None]:
         raise _Untraceable
 
 
-def _attribute(root: Any, path: str) -> Any:
-    for name in path.split("."):
-        root = getattr(root, name)
-    return root
+def _attribute(root: nn.Module, path: str) -> Any:
+    """Past ``Module.__getattr__``: while a module around this one is traced, that gives proxies."""
+    *modules, name = path.split(".")
+    for part in modules:
+        root = root._modules[part]
+    for table in (root._parameters, root._buffers, vars(root)):
+        if name in table:
+            return table[name]
+    return getattr(root, name)
 
 
 def _in_place(node: fx.Node, root: nn.Module) -> bool:

@@ -35,13 +35,12 @@ class FunctionalBatchNorm(nn.Module):
 def _settle(net):
     """Running statistics and affine parameters away from their start."""
     for module in net.modules():
-        if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)):
+        if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)):
             if getattr(module, "running_mean", None) is not None:
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 2.0)
-            if module.affine:
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.normal_(module.bias)
+            for name, parameter in module.named_parameters():
+                parameter.data.uniform_(*((0.5, 1.5) if name == "weight" else (-1.5, 1.5)))
     return net
 
 
@@ -78,6 +77,9 @@ MODULES = {
     "GroupNorm of vectors": (lambda: _settle(nn.GroupNorm(1, 7)), (4, 7)),
     "GroupNorm per channel": (lambda: _settle(nn.GroupNorm(4, 4)), (2, 4, 7)),
     "GroupNorm plain, one sample": (lambda: nn.GroupNorm(3, 6, eps=0.1, affine=False), (1, 6, 3, 2, 2)),
+    "LayerNorm": (lambda: _settle(nn.LayerNorm(5)), (4, 5)),
+    "LayerNorm of images": (lambda: _settle(nn.LayerNorm((2, 5), bias=False)), (4, 3, 2, 5)),
+    "LayerNorm plain": (lambda: nn.LayerNorm(4, eps=0.1, elementwise_affine=False), (3, 2, 4)),
     "ReLU": (nn.ReLU, (4, 3)),
     "ReLU in place": (lambda: nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True)), (4, 3)),
     "LeakyReLU": (lambda: nn.LeakyReLU(0.2), (4, 3)),
@@ -120,6 +122,7 @@ FUNCTIONS = {
         (3, 4, 3, 2),
     ),
     "F.group_norm without bias": (lambda: Function(lambda m, x: F.group_norm(x, 1, m.w), w=(4,)), (3, 4, 5)),
+    "F.layer_norm": (lambda: Function(lambda m, x: F.layer_norm(x, (3,), m.w, m.b), w=(3,), b=(3,)), (4, 3)),
     "F.relu": (lambda: Function(lambda m, x: F.relu(x)), (4, 3)),
     "torch.relu": (lambda: Function(lambda m, x: torch.relu(x)), (4, 3)),
     "Tensor.relu": (lambda: Function(lambda m, x: x.relu()), (4, 3)),

@@ -179,7 +179,7 @@ def test_parameters_stand_in_for_the_modules_own():
 
 def test_parameters_of_tied_weights_and_of_fallbacks():
     first = nn.Linear(3, 3).double()
-    tied = nn.Sequential(first, nn.GELU(), first, nn.LayerNorm(3)).double()
+    tied = nn.Sequential(first, nn.GELU(), first, nn.RMSNorm(3)).double()
     other = {name: torch.randn_like(p) for name, p in tied.named_parameters()}
     x = torch.randn(4, 3, dtype=torch.float64)
     with pytest.warns(UserWarning, match="no rule for 1, 3 of Sequential"):
@@ -253,6 +253,29 @@ def test_fallback_for_that_module_alone(make, slow):
         lin = check(net, (5, 4), fallback=True, tolerance=1e-12)
     assert {name for name, rule in lin.rules.items() if "fallback" in rule} == slow
     assert len([w for w in warned if "no rule" in str(w.message)]) == 1
+
+
+def test_fallback_that_takes_a_value_twice():
+    class Twice(nn.Module):
+        def forward(self, x):
+            h = x.exp()
+            return torch.hypot(h, h)
+
+    with pytest.warns(UserWarning, match="no rule for hypot"):
+        check(Twice(), (3, 2), fallback=True)
+
+
+def test_children_with_their_own_parameters_are_traced():
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate = nn.Parameter(torch.randn(4))
+
+        def forward(self, x):
+            return torch.tanh(x) * self.gate
+
+    lin = check(nn.Sequential(nn.Linear(3, 4), nn.Sequential(Gate(), Gate())), (5, 3))
+    assert set(lin.rules.values()) == {"linear", "tanh", "mul"}
 
 
 def test_fallback_of_train_mode_batch_norm_updates_its_statistics_once():

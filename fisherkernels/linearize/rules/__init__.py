@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from . import activation, arithmetic, batchnorm, conv, groupnorm, linear, resample, shape
+from . import activation, arithmetic, batchnorm, conv, groupnorm, layernorm, linear, resample, shape
 
-_FILES = (linear, conv, batchnorm, groupnorm, activation, resample, shape, arithmetic)
+_FILES = (linear, conv, batchnorm, groupnorm, layernorm, activation, resample, shape, arithmetic)
 
 RULES = {name: rule for file in _FILES for name, rule in file.RULES.items()}
 FUNCTIONS = {function: name for file in _FILES for function, name in file.FUNCTIONS.items()}

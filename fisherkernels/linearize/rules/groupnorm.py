@@ -42,9 +42,7 @@ class GroupNorm(Rule):
             value, mean, rstd = torch.native_group_norm(input.contiguous(), weight, bias, *sizes)
         else:  # half precision: the products in float32
             value, input = F.group_norm(input, num_groups, weight, bias, eps), input.to(wide)
-            grouped = input.detach().reshape(batch, num_groups, channels * size // num_groups)
-            var, mean = torch.var_mean(grouped, 2, correction=0)
-            rstd = torch.rsqrt(var + eps)
+            mean, rstd = statistics(input.reshape(batch, num_groups, channels * size // num_groups), eps)
         weight = None if weight is None else weight.to(wide)
         saved = input.reshape(batch, channels, size), weight, mean.detach(), rstd.detach()
         return value, (*saved, own, value.dtype)
@@ -61,6 +59,13 @@ class GroupNorm(Rule):
         stack = t.to(input.dtype).reshape(*(lead(t, stacked) or (1,)), *input.shape)  # [K, N, C, S]
         product = GroupNormProduct.apply(stack, input, weight, mean, rstd, transpose)
         return product.reshape(t.shape).to(input_type if transpose else value_type)
+
+
+def statistics(input: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and 1/sqrt(variance + eps) over the last dimension, without a graph."""
+    input = input.detach()
+    mean = input.mean(-1)
+    return mean, torch.rsqrt((input - mean.unsqueeze(-1)).square().mean(-1) + eps)
 
 
 class GroupNormProduct(torch.autograd.Function):
@@ -130,6 +135,8 @@ def _product(t: Tensor, input, weight, mean, rstd, transpose: bool) -> tuple[Ten
         return results
     if t.numel() == 0:
         return torch.zeros_like(t), *t.new_zeros((2, *t.shape[:3])).unbind()
+    if t.shape[3] == 1:
+        return _product_of_rows(t, input, weight, mean, rstd, transpose)
     stack, batch, channels, size = t.shape
     count, groups = stack * batch, rstd.shape[1]
     scale = t.new_ones(count * channels) if weight is None or not transpose else weight.repeat(count)
@@ -150,6 +157,30 @@ def _product(t: Tensor, input, weight, mean, rstd, transpose: bool) -> tuple[Ten
     if weight is not None and not transpose:
         product = product.mul_(weight.unsqueeze(1))
     return product, scaled.view(t.shape[:3]), plain.view(t.shape[:3])
+
+
+def _product_of_rows(t, input, weight, mean, rstd, transpose: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The same where S = 1: every group is a row of C / G numbers."""
+    stack, batch, channels, _ = t.shape
+    groups = rstd.shape[1]
+    row = channels // groups
+    plain = t.squeeze(3)  # [K, N, C]
+    x = input.squeeze(2)  # [N, C]
+    rows = (stack * batch * groups, row)
+    product = torch.ops.aten.native_layer_norm_backward(
+        (plain * weight if weight is not None and transpose else plain).reshape(rows),
+        x.expand(plain.shape).reshape(rows),
+        [row],
+        mean.expand(stack, batch, groups).reshape(-1, 1),
+        rstd.expand(stack, batch, groups).reshape(-1, 1),
+        None,
+        None,
+        [True, False, False],
+    )[0].view(plain.shape)
+    if weight is not None and not transpose:
+        product = product.mul_(weight)
+    u = (x - mean.repeat_interleave(row, 1)) * rstd.repeat_interleave(row, 1)
+    return product.unsqueeze(3), plain * u, plain
 
 
 def _add_weighted(total: Tensor, stack: Tensor, weights: Tensor) -> Tensor:
