@@ -15,6 +15,8 @@ from . import exact, images, routes, sample, trained
 
 BATCH, EXACT_BATCH = 64, 4
 DATASET_SIZE = 60_000
+RELATIVE_RESIDUAL = 1e-3  # the loss's default: enough for training, and an error of a percent in a gradient
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 5e-2}
 IMAGES = 4096
 
 
@@ -94,7 +96,7 @@ def step(make_nets, loss_of, compile_loss=False):
         parameters = [p for p in nets.parameters() if all(p is not other for other in unused.parameters())]
         optimizer = torch.optim.Adam(parameters, lr=1e-4, fused=True)
         run_loss = torch.compile(loss, fullgraph=True) if compile_loss else loss
-        tolerance = sample.solver_tolerance(dtype) if dtype == torch.float64 else 1e-3  # the loss's default
+        tolerance = RELATIVE_RESIDUAL if dtype == torch.float32 else sample.solver_tolerance(dtype)
 
         def run(x, data_noise, latent_noise):
             optimizer.zero_grad()
@@ -133,7 +135,7 @@ def step_case(name, title, make_nets, draw, latent_dim, sampler, others, **keywo
             Contender("VAE, for scale", vae, reference=step(make_nets, lambda nets: nets.reference_vae)),
         ),
         outputs=("loss", "gradients"),
-        tolerances={torch.float64: 1e-9, torch.float32: 1e-2},
+        tolerances=TOLERANCES,
         **keywords,
     )
 
