@@ -2,7 +2,9 @@
 # On a machine with an NVIDIA GPU: runs the tests marked gpu, then the benchmarks, and leaves everything in OUT_DIR.
 #   benchmarks/gpu.sh OUT_DIR [ROUNDS]
 # FISHERKERNELS_LIBRARY_DIR names libraries already built (CMake's build/.../lib); where it is unset, or they do not
-# load, they are built here for this GPU. PYTHON names an interpreter with torch, pytest, hypothesis, cmake, pybind11.
+# load, they are built here for this GPU. FISHERKERNELS_BENCHMARK_DATA names a folder with MNIST/raw/ for the nets of the
+# fisher_net suite; without it they are trained on scikit-learn's digits. PYTHON names an interpreter with torch, pytest,
+# hypothesis, cmake, pybind11.
 set -euo pipefail
 out=${1:?usage: benchmarks/gpu.sh OUT_DIR [ROUNDS]}
 rounds=${2:-25}

@@ -14,7 +14,7 @@ EXACT_BATCH = 2
 
 
 def make_decoder():
-    return ConvDecoder(LATENT, SHAPE, channels=(32, 32, 16), strides=(2, 2, 2), norm_groups=8, output="identity")
+    return ConvDecoder(LATENT, SHAPE, channels=(16, 16, 8), strides=(2, 2, 2), norm_groups=4, output="identity")
 
 
 def _inputs(generator, batch=BATCH):

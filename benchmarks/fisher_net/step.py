@@ -13,7 +13,7 @@ from fisherkernels.nets import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from ..case import Case, Contender
 from . import exact, images, routes, sample, trained
 
-BATCH, EXACT_BATCH = 64, 4
+BATCH, EXACT_BATCH = 64, 2
 DATASET_SIZE = 60_000
 RELATIVE_RESIDUAL = 1e-3  # the loss's default: enough for training, and an error of a percent in a gradient
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 5e-2}
