@@ -314,12 +314,13 @@ def test_autocast_leaves_the_metric_in_float32():
 
 COMPILED = [
     {"network": "mlp", "method": "cholesky", "logdet": True},
-    {"network": "linear last", "method": "auto", "gradient": "mean", "reduction": "sum"},
-    {"network": "conv", "method": "cg", "tol": EXACT, "max_iter": 3, "mirrored": True, "reduction": "none"},
+    {"network": "conv", "method": "auto", "gradient": "mean", "reduction": "sum"},
+    {"network": "linear last", "method": "cg", "tol": EXACT, "max_iter": 2, "mirrored": True, "reduction": "none"},
 ]
 
 
-def compiled_and_eager(case, **how):
+@pytest.mark.parametrize("case", COMPILED)
+def test_compiles_whole(kit, case):
     options = {"num_samples": 2, "mirrored": False} | case
     encoder, decoder, x, more = small_case(options.pop("network"))
     draws = 1 if options["mirrored"] else 2
@@ -333,17 +334,23 @@ def compiled_and_eager(case, **how):
     xi = more["log_noise_variance"]
     inputs = (x, xi, *noise)
     leaves = [*encoder.parameters(), *decoder.parameters(), xi]
-    return torch.compile(call, fullgraph=True, **how)(*inputs), call(*inputs), leaves
-
-
-@pytest.mark.parametrize("case", COMPILED)
-def test_compiles_whole(kit, case):
-    kit.assert_same(*compiled_and_eager(case, backend="aot_eager"), torch.float64)
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+    kit.assert_same(compiled(*inputs), call(*inputs), leaves, torch.float64)
 
 
 def test_compiles_whole_by_inductor(kit):
+    encoder, decoder = nn.Linear(4, 2).double(), nn.Sequential(nn.Linear(2, 4), nn.Tanh()).double()
+    xi = torch.tensor(-0.5, dtype=torch.float64, requires_grad=True)
+
+    def loss(x, data, latent):
+        return fisher_net_loss(
+            encoder, decoder, x, log_noise_variance=xi, dataset_size=20, noise=(data, latent), method="cholesky"
+        )
+
+    inputs = torch.rand(3, 4).double(), *make_noise(1, 3, 4, 2, torch.float64)
+    leaves = [*encoder.parameters(), *decoder.parameters(), xi]
     with fresh_cache():
-        kit.assert_same(*compiled_and_eager({"network": "linear last", "method": "cholesky"}), torch.float64)
+        kit.assert_same(torch.compile(loss, fullgraph=True)(*inputs), loss(*inputs), leaves, torch.float64)
 
 
 def test_compiled_with_a_float_for_xi():
@@ -356,7 +363,7 @@ def test_compiled_with_a_float_for_xi():
         ).loss
 
     run = torch.compile(call, backend="eager", fullgraph=True)
-    for xi in (0.5, -0.5, -1):
+    for xi in (0.5, -1):
         torch.testing.assert_close(run(x, xi, *noise), call(x, xi, *noise))
 
 
