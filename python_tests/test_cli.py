@@ -156,9 +156,11 @@ def one_line_error(capsys, *words):
 
 def test_mistakes_are_one_line(folder, capsys):
     assert cli.main(["fti"]) == 2
-    one_line_error(capsys, "unknown command 'fti'", "fit, validate, test, predict, demo, report, sample, uncertainty, info")
+    one_line_error(capsys, "unknown command 'fti'", "fit, validate, test, predict, demo, report, sample, uncertainty")
     assert command("fit", "fisher_ae_digits", "--model.latent_dm", "3") == 2
     one_line_error(capsys, "latent_dm")
+    assert command("fit", "fisher_net_digits", "--model.logdet", "maybe") == 2
+    one_line_error(capsys, "logdet", "bool", "'exact', 'lanczos'", "Given value: maybe")
     assert cli.main(["fit", "--trainer.max_epochs", "3"]) == 2
     one_line_error(capsys, "fit: expected --config FILE")
     assert cli.main(["fit", "--config", "nowhere.yaml"]) == 2

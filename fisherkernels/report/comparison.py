@@ -13,6 +13,7 @@ from fisherkernels.report.evaluation import Contender, Evaluation, evaluate
 from fisherkernels.report.loading import Run, load_run
 from fisherkernels.report.page import render, write
 from fisherkernels.report.settings import software, training_settings
+from fisherkernels.training import VAE, FisherAE
 
 DATA_NAMES = {
     "DigitsDataModule": "handwritten digits",
@@ -36,6 +37,12 @@ def compare_checkpoints(
     start = time.perf_counter()
     extra_settings = extra_settings or {}
     runs = {"fisher_ae": [load_run(path) for path in fisher_ae], "vae": [load_run(path) for path in vae]}
+    for name, kind in (("fisher_ae", FisherAE), ("vae", VAE)):
+        for run in runs[name]:
+            if not isinstance(run.model, kind):
+                raise ValueError(
+                    f"{name}: expected checkpoints of a {kind.__name__}, received one of a {type(run.model).__name__}"
+                )
     data = {run.config["data"]["class_path"] for group in runs.values() for run in group}
     if len(data) != 1:
         raise ValueError(f"vae: expected a run on the same data as fisher_ae, got {', '.join(sorted(data))}")

@@ -177,10 +177,10 @@ class AutoEncoder(pl.LightningModule):
         self.log_dict(means, batch_size=len(x), sync_dist=True)
         reconstruction = self.reconstruct(x)
         z = self.sample_posterior(x, self._noise(x, stage, batch_idx))
-        sampled = self.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])  # [L, N, ...]
+        sampled = self.decode(z.flatten(0, 1))  # [L * N, ...]
         for error, image in (("mse", reconstruction), ("mse_sampled", sampled)):
             metric = self.errors[f"{name}_{error}"]
-            metric(image, x.expand_as(image))
+            metric(image, x.repeat(len(image) // len(x), *(1 for _ in x.shape[1:])))
             self.log(f"{name}/{error}", metric)
         return reconstruction
 

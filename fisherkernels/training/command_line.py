@@ -142,7 +142,7 @@ rank_zero_print = rank_zero_only(print)
 
 def _first_cause(message: str) -> str:
     """jsonargparse lists what was wrong for each type an option may have; the first is the one that was meant."""
-    return re.sub(r"Does not validate against any of the Union subtypes.*?Errors:\s*- (.*?)\n\s*- Expected.*", r"\1",
+    return re.sub(r"Does not validate against any of the Union subtypes.*?Errors:\s*- (.*)\n\s*- Expected.*", r"\1",
                   message, flags=re.DOTALL)  # fmt: skip
 
 

@@ -212,7 +212,7 @@ def test_samples_of_an_improper_prior_stay_where_the_codes_are(run, tmp_path):
 
 
 def test_test_errors_are_means_per_pixel(run):
-    model = run.model(VAE, likelihood="bernoulli", learn_variance=False).eval()
+    model = run.model(VAE, likelihood="bernoulli", learn_variance=False, num_samples=2).eval()
     data = DigitsDataModule(batch_size=128)
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     (results,) = trainer.test(model, data, verbose=False)
@@ -220,7 +220,7 @@ def test_test_errors_are_means_per_pixel(run):
     reconstruction = model.reconstruct(x)
     assert results["test/mse"] == pytest.approx((reconstruction - x).square().mean().item(), rel=1e-5)
     noise = torch.cat([model._noise(batch, seeds.TEST, i) for i, batch in enumerate(x.split(128))], dim=1)
-    sampled = model.decode(model.sample_posterior(x, noise)[0])
+    sampled = torch.stack([model.decode(z) for z in model.sample_posterior(x, noise)])  # [2, N, ...]
     assert results["test/mse_sampled"] == pytest.approx((sampled - x).square().mean().item(), rel=1e-5)
     bce = -(x * reconstruction.log() + (1 - x) * (1 - reconstruction).log()).mean()
     assert results["test/bce"] == pytest.approx(bce.item(), rel=1e-5)
