@@ -139,7 +139,7 @@ def draw_map(panels: list[Panel], labels: Tensor, names: dict[int, str], path: P
                 linewidths=0.6,
             )  # fmt: skip
             axes.add_collection(ellipses)
-            axes.scatter(*mean.T, s=3.5, c=each, linewidths=0, zorder=3)
+            axes.scatter(*mean.T, s=2, c=each, linewidths=0, zorder=3)
             extent = 2 * (panel.posterior.std[:, :, None] * panel.posterior.axes).square().sum(1).sqrt().numpy()
             _set_limits(axes, (mean - extent).min(0), (mean + extent).max(0))
             axes.set(xlabel="latent coordinate 1", ylabel="latent coordinate 2")
