@@ -94,7 +94,7 @@ def fisher_net_loss(
             does), an encoder output that is no tensor, mixed dtypes, a DDP, FSDP or DataParallel wrapper
             (compute the loss inside the wrapped module).
         ValueError: wrong shapes, mixed devices, an unknown option, dataset_size < 1, num_samples < 1 or odd
-            with mirrored, tol <= 0, max_iter < 1, a log_noise_variance that is not finite (tensors are looked
+            with mirrored, tol outside (0, 1), max_iter < 1, a log_noise_variance that is not finite (tensors are looked
             at on the CPU in eager mode only), train-mode BatchNorm in the decoder unless frozen.
 
     Source: Zacherl, Frank and Enßlin, "Probabilistic Autoencoder Using Fisher Information", Entropy 2021,
@@ -150,6 +150,8 @@ def fisher_net_loss(
 def half_weighted_error(x: torch.Tensor, output: torch.Tensor, xi: torch.Tensor) -> torch.Tensor:
     """1/2 sum_j (x_j - output_j)^2 exp(-xi_j) of each row of the output, [S*N]."""
     error = x.flatten(1) - output.view(-1, x.shape[0], x.shape[1:].numel())  # [S, N, D]
+    if xi.dim() == 0:
+        return ops.half_squared_norm(error.flatten(0, 1)) * torch.exp(-xi)
     return ops.half_squared_norm((error * torch.exp(-0.5 * xi)).flatten(0, 1))
 
 
