@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fisherkernels.sampling.selection import select
 
-GRID = (1, 2, 4, 8, 16, 32)
+GRID = (1, 2, 4, 8, 16, 32, 64)
 
 
 class GaussianMixture:

@@ -22,8 +22,8 @@ MAP_POINTS = 1000
 def save_picture(comparison: Comparison, held_out_images: Tensor, path: str | Path) -> Path:
     """Writes a PNG: the held-out images and their latent means first, then N(0, I), then the fitted densities.
 
-    Maps show the first two principal coordinates of the held-out means (grey) and of the samples; a 1-D latent space is
-    drawn against each point's rank.
+    Maps show the first two principal coordinates of the held-out means (grey) and of as many points of the density; a
+    1-D latent space is drawn against the order of the points.
     """
     means = comparison.held_out_means.double()
     centre = means.mean(dim=0)
@@ -33,7 +33,8 @@ def save_picture(comparison: Comparison, held_out_images: Tensor, path: str | Pa
     for name, candidate in comparison.candidates.items():
         title = "N(0, I)" if name == BASELINE else name
         title += f": {candidate.held_out.mean():.2f} nats" + (" (best)" if name == comparison.best else "")
-        panels.append((title, candidate.images, (candidate.latent.double() - centre) @ axes))
+        points = candidate.density.sample(min(len(grey), MAP_POINTS), torch.Generator().manual_seed(0)).double()
+        panels.append((title, candidate.images, (points - centre) @ axes))
     with rc_context({"font.size": 10, "axes.titlecolor": PRINT.ink}):
         figure = Figure(figsize=(2.5 * len(panels), 5.2), dpi=144, facecolor="white", layout="constrained")
         grid = figure.subplots(2, len(panels))

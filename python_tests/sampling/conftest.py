@@ -10,7 +10,7 @@ NEEDS = {"flow": "zuko", "mkde": "nifty.cl"}
 FAST = {  # options that make the slow kinds quick: enough to see two clusters, and hardly fitted at all
     "flow": ({"steps": 150, "learning_rate": 1e-2, "num_transforms": 2}, {"steps": 3}),
     "mkde": (
-        {"num_cells": 32, "num_iterations": 2, "num_posterior_samples": 2},
+        {"num_cells": 24, "num_iterations": 2, "num_posterior_samples": 1},
         {"num_cells": 8, "num_iterations": 1, "num_posterior_samples": 1},
     ),
 }
