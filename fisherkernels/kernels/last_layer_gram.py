@@ -86,8 +86,7 @@ def _gram(tangents: Tensor, weight: Tensor, precision: Tensor, slope: Tensor | N
     if tangents.is_cuda and _triton_takes(tangents):
         from fisherkernels.kernels.last_layer_gram_triton import gram_on_tensor_cores
 
-        multiprocessors = torch.cuda.get_device_properties(tangents.device).multi_processor_count
-        return gram_on_tensor_cores(tangents, weight, _scale(precision, slope), multiprocessors)
+        return gram_on_tensor_cores(tangents, weight, _scale(precision, slope))
     return _through_outputs(tangents, weight, precision, slope)
 
 

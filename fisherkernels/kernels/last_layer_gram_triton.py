@@ -7,9 +7,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Outputs of the layer that a block computes at once.
-TILE = 64
-
 
 @triton.jit
 def _leading(x):
@@ -102,37 +99,46 @@ def _gram_kernel(
     tl.store(matrices + (row[:, None] * size + tangent[None, :]), total, mask=same_sample)
 
 
-def launch_shape(size: int, samples: int, features: int, outputs: int, multiprocessors: int) -> tuple[int, int]:
-    """(rows of a block, outputs of a share).
+def gram_on_tensor_cores(tangents: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """(scale W T)ᵀ (scale W T) [N, d, d] of float32 tangents [d, N, h], d <= 128, weight [D, h], scale [1|N, 1|D].
+
+    The same input gives the same bits: shares of the outputs are summed in order, not by atomic additions.
+    """
+    properties = torch.cuda.get_device_properties(tangents.device)
+    # Where products have to come from registers (all but Hopper and data-centre Blackwell) there is room for half.
+    tile = 64 if properties.major in (9, 10) else 32
+    with torch.cuda.device_of(tangents):
+        return gram_in_shares(tangents, weight, scale, properties.multi_processor_count, tile)
+
+
+def _launch_shape(
+    size: int, samples: int, features: int, outputs: int, multiprocessors: int, tile: int
+) -> tuple[int, int]:
+    """(rows of a block, outputs of a share, a multiple of `tile`).
 
     Blocks of 64 rows, two to a multiprocessor, or of 128, one to each: whichever computes less that is dropped. Where
     the samples do not give every multiprocessor its blocks, the outputs are shared between several.
     """
     rows = min((64, 128), key=lambda rows: rows * (features + rows) / (rows // size) if size <= rows else math.inf)
     blocks = triton.cdiv(samples, rows // size)
-    tiles = triton.cdiv(outputs, TILE)
+    tiles = triton.cdiv(outputs, tile)
     shares = min(tiles, max(1, multiprocessors * (128 // rows) // blocks))
-    return rows, triton.cdiv(tiles, shares) * TILE
+    return rows, triton.cdiv(tiles, shares) * tile
 
 
-def gram_on_tensor_cores(tangents: Tensor, weight: Tensor, scale: Tensor, multiprocessors: int) -> Tensor:
-    """(scale W T)ᵀ (scale W T) [N, d, d] of float32 tangents [d, N, h], d <= 128, weight [D, h], scale [1|N, 1|D].
-
-    `multiprocessors` is how many the device has. The same input gives the same bits: shares of the outputs are summed
-    in order, not by atomic additions.
-    """
+def gram_in_shares(tangents: Tensor, weight: Tensor, scale: Tensor, multiprocessors: int, tile: int) -> Tensor:
+    """The same for a device of that many multiprocessors, each block computing `tile` outputs at once."""
     size, samples, features = tangents.shape
     outputs = weight.shape[0]
     scale = scale.expand(samples, outputs)
-    rows, share = launch_shape(size, samples, features, outputs, multiprocessors)
+    rows, share = _launch_shape(size, samples, features, outputs, multiprocessors, tile)
     shares = triton.cdiv(outputs, share)
     gram = tangents.new_empty(shares, samples, size, size)
-    with torch.cuda.device_of(tangents):
-        _gram_kernel[(triton.cdiv(samples, rows // size), shares)](
-            tangents, weight, scale, gram,
-            size, samples, features, outputs, share,
-            *tangents.stride(), *weight.stride(), *scale.stride(),
-            ROWS=rows, OUTPUTS=TILE, FEATURES=32,
-            num_warps=rows // 16, num_stages=3, enable_fp_fusion=True,
-        )  # fmt: skip
+    _gram_kernel[(triton.cdiv(samples, rows // size), shares)](
+        tangents, weight, scale, gram,
+        size, samples, features, outputs, share,
+        *tangents.stride(), *weight.stride(), *scale.stride(),
+        ROWS=rows, OUTPUTS=tile, FEATURES=32,
+        num_warps=rows // 16, num_stages=3, enable_fp_fusion=True,
+    )  # fmt: skip
     return gram[0] if shares == 1 else gram.sum(0)

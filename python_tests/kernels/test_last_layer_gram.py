@@ -20,10 +20,10 @@ interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 needs_interpreter = pytest.mark.skipif(not interpreted, reason="needs TRITON_INTERPRET=1")
 
 
-def triton_gram(tangents, weight, precision, slope=None, multiprocessors=1):
-    from fisherkernels.kernels.last_layer_gram_triton import gram_on_tensor_cores
+def triton_gram(tangents, weight, precision, slope=None, multiprocessors=1, tile=64):
+    from fisherkernels.kernels.last_layer_gram_triton import gram_in_shares
 
-    return gram_on_tensor_cores(tangents, weight, _scale(precision, slope), multiprocessors)
+    return gram_in_shares(tangents, weight, _scale(precision, slope), multiprocessors, tile)
 
 
 @pytest.fixture(autouse=interpreted)
@@ -126,7 +126,7 @@ def test_gram_by_triton(args):
 def test_outputs_shared_by_triton_blocks(size, samples):
     for slope in (False, True):
         args = arguments(size, samples, 40, 150, slope=slope)
-        check(partial(triton_gram, multiprocessors=6), "cpu", args, torch.float32, 2e-6)
+        check(partial(triton_gram, multiprocessors=6, tile=32), "cpu", args, torch.float32, 2e-6)
 
 
 @pytest.mark.parametrize("slope", [False, True])
