@@ -42,7 +42,7 @@ $(INSTALLED): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --upgrade pip
 	$(BIN)/python -c "$$BUILD_REQUIREMENTS" | xargs $(PIP) install --quiet
-	$(PIP) install --quiet --no-build-isolation --editable '.[train,dev]'
+	$(PIP) install --quiet --no-build-isolation --editable '.[train,flow,mkde,dev]'
 	touch $@
 
 clean:
