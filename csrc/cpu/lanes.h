@@ -19,9 +19,9 @@
   FK_WIDTH("default", name, Arguments, 16)        \
   FK_WIDTH("arch=x86-64-v3", name, Arguments, 32) \
   FK_WIDTH("arch=x86-64-v4", name, Arguments, 64)
-#define FK_WIDTH(isa, name, Arguments, bytes)                                                      \
-  __attribute__((target(isa))) void name(const Arguments& arguments, int64_t begin, int64_t end) { \
-    name##_of<bytes>(arguments, begin, end);                                                       \
+#define FK_WIDTH(isa, name, Arguments, bytes)                                                               \
+  __attribute__((target(isa), noclone)) void name(const Arguments& arguments, int64_t begin, int64_t end) { \
+    name##_of<bytes>(arguments, begin, end);                                                                \
   }
 #else
 #define FK_WIDTHS(name, Arguments) \

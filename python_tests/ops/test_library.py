@@ -12,7 +12,13 @@ import torch
 
 from fisherkernels import ops
 
-ONLY_FULL_PRECISION = ["cg_update_rows"]
+ONLY_FULL_PRECISION = [
+    "cg_update_rows",
+    "factor_solve_samples",
+    "metric_solve_chunks",
+    "metric_solve_samples",
+    "multiply_rows",
+]
 KERNELS = [
     *ONLY_FULL_PRECISION,
     "gaussian_score_rows",
