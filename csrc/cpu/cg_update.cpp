@@ -22,11 +22,20 @@ struct CgUpdate {
   int64_t rows, columns, step;
 };
 
+// Products summed in 64 bytes' worth of independent lanes: rows are short.
 template <typename T>
 FK_INLINE T dot(const T* a, const T* b, int64_t n) {
-  Lanes<T> lanes;
-  lanes.add_products(a, b, n);
-  return lanes.sum();
+  constexpr int64_t kLanes = 64 / sizeof(T);
+  T lane[kLanes] = {};
+  int64_t j = 0;
+  for (; j + kLanes <= n; j += kLanes) {
+    for (int64_t k = 0; k < kLanes; ++k) lane[k] += a[j + k] * b[j + k];
+  }
+  for (int64_t k = 0; j + k < n; ++k) lane[k] += a[j + k] * b[j + k];
+  for (int64_t width = kLanes / 2; width > 0; width /= 2) {
+    for (int64_t k = 0; k < width; ++k) lane[k] += lane[k + width];
+  }
+  return lane[0];
 }
 
 // work: two rows, for the updated residual and for its components along the earlier ones.

@@ -101,7 +101,7 @@ FK_INLINE void finish_streams() {
 #endif
 }
 
-// Sum of squares or products over a tile in independent lanes: the order is fixed, the additions vectorise.
+// Sum of squares of a tile in independent lanes: the order is fixed, the additions vectorise.
 template <typename A>
 struct Lanes {
   static constexpr int64_t kCount = 128 / sizeof(A);
@@ -113,16 +113,11 @@ struct Lanes {
 
   template <typename T>
   FK_INLINE void add_squares(const T* tile, int64_t n) {
-    add_products(tile, tile, n);
-  }
-
-  template <typename T>
-  FK_INLINE void add_products(const T* a, const T* b, int64_t n) {
     int64_t i = 0;
     for (; i + kCount <= n; i += kCount) {
-      for (int64_t k = 0; k < kCount; ++k) lane[k] += load(a[i + k]) * load(b[i + k]);
+      for (int64_t k = 0; k < kCount; ++k) lane[k] += load(tile[i + k]) * load(tile[i + k]);
     }
-    for (int64_t k = 0; i + k < n; ++k) lane[k] += load(a[i + k]) * load(b[i + k]);
+    for (int64_t k = 0; i + k < n; ++k) lane[k] += load(tile[i + k]) * load(tile[i + k]);
   }
 
   FK_INLINE A sum() const {

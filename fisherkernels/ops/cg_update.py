@@ -31,7 +31,9 @@ def cg_update(
         ρ' = ‖r‖²            p ← r + (ρ'/ρ) p     ρ ← ρ'                history[step + 1] = r / ‖r‖
 
     and iterations grows by 1. All u_jᵀ r' are taken of the same r' (classical Gram-Schmidt), so that history is read
-    once. In exact arithmetic they are zero; in float32 they are what costs further iterations. A row ends with status
+    once. In exact arithmetic they are zero; in float32 they are what costs further iterations. What they take from r
+    they do not take from b - M x, which then differs from r by rounding times M's condition number. A row ends with
+    status
 
     - 1 (converged) where ρ' <= threshold, or, without a step, where ρ <= threshold already;
     - 2 (negative curvature) where pᵀq <= 0: M is not positive definite;
