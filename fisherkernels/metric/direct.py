@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from fisherkernels import ops
+from fisherkernels.kernels import last_layer_gram
 from fisherkernels.metric.operator import MetricOperator
 
 
@@ -19,8 +20,6 @@ def factor_and_solve(
     if rows * width * operator.columns * rhs.element_size() <= memory_budget:
         return ops.metric_solve(operator.tangents(), operator.precision, rhs, data)
     if operator.last is not None:
-        from fisherkernels.kernels import last_layer_gram
-
         tangents = operator.last.tangents()  # [d, N, h]
         gram = last_layer_gram(tangents, operator.last.weight, operator.precision)
         metric = gram + torch.eye(width, dtype=gram.dtype, device=gram.device)

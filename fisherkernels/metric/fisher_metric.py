@@ -36,7 +36,9 @@ class FisherMetric:
     a linear decoder. Its inverse is the covariance, its eigenvectors are the principal directions of uncertainty.
 
     Solves and samples are differentiable once by plain ``backward()``, implicitly: the gradient of a solve is one more
-    solve, never a derivative of its iterations.
+    solve, never a derivative of its iterations. A metric is a snapshot: make a new one after an optimiser step, which
+    changes weights in place. Two ``backward()`` calls on results of one metric share its graph and need
+    ``retain_graph=True`` at the first.
 
     Args:
         decoder: any module that :func:`fk.linearize` takes, ``[N, d] -> [N, ...]``; the value is flattened to D.
