@@ -24,6 +24,8 @@ VARIANTS = {
     "(Prior)0": "standard normal",
     "(Prior)1": "polynomial",
     "(Prior)2": "score given",
+    "(GramTile)2": "tiles of 32 by 32",
+    "(GramTile)4": "tiles of 64 by 64",
     "1": "1 access per thread",
     "2": "2 accesses per thread",
     "4": "4 accesses per thread",

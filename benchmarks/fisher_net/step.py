@@ -28,7 +28,7 @@ class Nets(nn.Module):
         self.mean_encoder, self.encoder, self.decoder = mean_encoder, encoder, decoder
         self.log_variance = nn.Parameter(torch.tensor(math.log(trained.NOISE_VARIANCE)))
 
-    def fisher_net(self, x, data_noise, latent_noise, tolerance):
+    def fisher_net(self, method, x, data_noise, latent_noise, tolerance):
         return fk.fisher_net_loss(
             self.mean_encoder,
             self.decoder,
@@ -36,6 +36,7 @@ class Nets(nn.Module):
             log_noise_variance=self.log_variance,
             dataset_size=DATASET_SIZE,
             noise=(data_noise[None], latent_noise[None]),
+            method=method,
             tol=tolerance,
         ).loss
 
@@ -121,7 +122,9 @@ def step_case(name, title, make_nets, draw, latent_dim, sampler, others, **keywo
     def by(prepare):
         return lambda nets: partial(nets.fisher_net_by, prepare)
 
-    vae = step(make_nets, lambda nets: nets.vae)
+    def ours(method):
+        return lambda nets: partial(nets.fisher_net, method)
+
     return Case(
         name=name,
         title=f"{title}, batch {BATCH}, d = {latent_dim}",
@@ -129,10 +132,16 @@ def step_case(name, title, make_nets, draw, latent_dim, sampler, others, **keywo
         exact_inputs=lambda generator: inputs(generator, EXACT_BATCH),
         reference=step(make_nets, by(sampler)),
         contenders=(
-            Contender("ours", step(make_nets, lambda nets: nets.fisher_net)),
-            Contender("ours, compiled", step(make_nets, lambda nets: nets.fisher_net, compile_loss=True)),
+            Contender("ours", step(make_nets, ours("auto"))),
+            Contender("ours, cg", step(make_nets, ours("cg"))),
+            Contender("ours, cholesky", step(make_nets, ours("cholesky"))),
+            Contender("ours, compiled", step(make_nets, ours("auto"), compile_loss=True)),
             *(Contender(label, step(make_nets, by(prepare))) for label, prepare in others.items()),
-            Contender("VAE, for scale", vae, reference=step(make_nets, lambda nets: nets.reference_vae)),
+            Contender(
+                "VAE, for scale",
+                step(make_nets, lambda nets: nets.vae),
+                reference=step(make_nets, lambda nets: nets.reference_vae),
+            ),
         ),
         outputs=("loss", "gradients"),
         tolerances=TOLERANCES,
