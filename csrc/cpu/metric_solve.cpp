@@ -146,10 +146,9 @@ FK_INLINE void solve_sample(const MetricSolve<T>& a, int64_t n, T* sums, T* memo
   const bool usable = factor_upper<T, kBytes>(sums, a.stride, a.size, inverse);
   if (usable) transpose_upper(lower, sums, a.stride, a.size);
   T* factor = a.factor + n * a.size * a.size;
-  constexpr T kNan = std::numeric_limits<T>::quiet_NaN();
   for (int64_t k = 0; k < a.size; ++k) {
     if (!usable) {
-      std::fill_n(lower, k + 1, kNan);
+      std::fill_n(lower, k + 1, kNan<T>);
       std::fill_n(lower + k + 1, a.size - k - 1, T(0));
     }
     memcpy(factor + k * a.size, lower + (usable ? k * a.stride : 0), a.size * sizeof(T));
@@ -158,7 +157,7 @@ FK_INLINE void solve_sample(const MetricSolve<T>& a, int64_t n, T* sums, T* memo
     const T* rhs = a.rhs + (s * a.samples + n) * a.size;
     T* solution = a.solution + (s * a.samples + n) * a.size;
     T* b = sums + (rows + s) * a.stride;
-    T mark = usable ? T(0) : kNan;
+    T mark = usable ? T(0) : kNan<T>;
     for (int64_t k = 0; k < a.size; ++k) {
       b[k] += rhs[k];
       mark += poison(b[k]);

@@ -8,11 +8,15 @@
 
 namespace fisherkernels {
 
+template <typename T>
+inline constexpr T kLargest = std::numeric_limits<T>::max();
+template <typename T>
+inline constexpr T kNan = std::numeric_limits<T>::quiet_NaN();
+
 // 1 / sqrt(pivot), NaN where the matrix is not positive definite or not finite.
 template <typename T>
 FK_HOST_DEVICE T inverse_root(T pivot) {
-  const bool usable = pivot > T(0) && pivot <= std::numeric_limits<T>::max();
-  return usable ? T(1) / std::sqrt(pivot) : std::numeric_limits<T>::quiet_NaN();
+  return pivot > T(0) && pivot <= kLargest<T> ? T(1) / std::sqrt(pivot) : kNan<T>;
 }
 
 // A diagonal element of the metric from that of the Gram matrix.

@@ -56,8 +56,8 @@ def test_a_factor_of_nan_gives_nan(device, random_tensor):
 
 
 def test_same_bits_every_time(device, random_tensor):
-    factor = make_factor(random_tensor, 30, 140, torch.float32, device)
-    rhs = random_tensor((2, 30, 140), torch.float32, device)
+    factor = make_factor(random_tensor, 5, 140, torch.float32, device)
+    rhs = random_tensor((2, 5, 140), torch.float32, device)
     assert torch.equal(ops.factor_solve(factor, rhs), ops.factor_solve(factor, rhs))
 
 

@@ -119,7 +119,7 @@ def test_a_metric_that_is_not_positive_definite_gives_nan(device, arguments):
     assert solution[:, 1].isfinite().all() and factor[1].isfinite().all()
 
 
-@pytest.mark.parametrize("shape", [(20, 40, 300), (150, 3, 600), (9, 2, 3000)])
+@pytest.mark.parametrize("shape", [(20, 18, 300), (70, 3, 600), (9, 2, 3000)])
 def test_same_bits_every_time(device, arguments, shape):
     args = arguments(*shape, 2, torch.float32, device, per_column=True)
     for first, second in zip(ops.metric_solve(*args), ops.metric_solve(*args), strict=True):
