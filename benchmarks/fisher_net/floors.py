@@ -2,8 +2,9 @@
 
 direct: forward pass, tangents through all but the first layer, half of the Gram matrix, Cholesky. CG: forward pass, one
 pass down for J^T n, and one up and one down per product with M, as many as exact arithmetic needs for the slowest item.
-Backward adds a solve, two tangents, and the tangents' own backward pass (to the tangents and to the weights); a forward
-pass is not repeated, and the derivative of a ReLU is constant.
+Both may replace the last weight W [D, h] by a triangular R [h, h] with R^T R = W^T W where that is less, the noise
+variance being one number. Backward adds a solve, two tangents, and the tangents' own backward pass (to the tangents and
+to the weights); a forward pass is not repeated, and the derivative of a ReLU is constant.
 """
 
 import torch
@@ -14,17 +15,27 @@ from . import conjugate_gradients, exact, images, trained
 def sample(latent_dim, inputs):
     """{route: FLOPs}; inputs: mean, data_noise, latent_noise."""
     mean, data_noise, latent_noise = (t.double() for t in inputs)
-    batch, (d, *hidden, D) = len(mean), _widths(latent_dim)
-    forward = 2 * batch * _products([d, *hidden])
-    tangents = 2 * batch * d * _products([*hidden, D])
-    solve = batch * (d**3 / 3 + 4 * d**2)
-    gram, project = batch * d * (d + 1) * D, 2 * batch * d * D
+    batch, d = len(mean), latent_dim
     M, rhs = _system(latent_dim, mean, data_noise, latent_noise)
     products = _products_needed(M, rhs, latent_noise)
+    forward = 2 * batch * _products(_widths(latent_dim)[:-1])
+    solve = batch * (d**3 / 3 + 4 * d**2)
+    project = min(2 * batch * d * trained.PIXELS, _pass(latent_dim, batch))
+    gram = min(gram_of_tangents(latent_dim, batch, reduced) for reduced in (False, True))
     return {
-        "direct": float(forward + tangents + gram + project + solve),
-        "CG": float(forward + (1 + 2 * products) * _pass(latent_dim, batch)),
+        "direct": float(forward + gram + project + solve),
+        "CG": float(forward + _pass(latent_dim, batch) + _apply(latent_dim, batch, products)),
     }
+
+
+def gram_of_tangents(latent_dim, batch, reduced):
+    """From the weights to the Gram matrices of J, or of R T for the tangents T at the last layer's input."""
+    _, *hidden, D = _widths(latent_dim)
+    h, d = hidden[-1], latent_dim
+    inner = 2 * batch * d * _products(hidden)
+    if reduced:
+        return _reduction(h, D) + inner + batch * d * h * (h + 1) + batch * d * (d + 1) * h
+    return inner + 2 * batch * d * h * D + batch * d * (d + 1) * D
 
 
 def sample_backward(latent_dim, inputs):
@@ -36,7 +47,7 @@ def sample_backward(latent_dim, inputs):
     one_pass = _pass(latent_dim, len(grad))
     return {
         "direct": forward["direct"] + 4 * len(grad) * latent_dim**2 + 6 * one_pass,
-        "CG": forward["CG"] + 2 * products * one_pass + 6 * one_pass,
+        "CG": forward["CG"] + _apply(latent_dim, len(grad), products) + 6 * one_pass,
     }
 
 
@@ -69,6 +80,18 @@ def _widths(latent_dim):
 def _pass(latent_dim, batch):
     """One tangent through the decoder, or one cotangent back."""
     return 2 * batch * _products(_widths(latent_dim))
+
+
+def _apply(latent_dim, batch, products):
+    """That many products with M of each item."""
+    *inner, D = _widths(latent_dim)
+    reduced = _reduction(inner[-1], D) + products * 2 * batch * (2 * _products(inner) + inner[-1] ** 2)
+    return min(2 * products * _pass(latent_dim, batch), reduced)
+
+
+def _reduction(h, D):
+    """Half of W^T W and its Cholesky factor."""
+    return h * (h + 1) * D + h**3 / 3
 
 
 def _products(widths):

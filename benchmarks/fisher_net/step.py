@@ -64,7 +64,7 @@ def mlp_nets(latent_dim):
     nets = Nets(
         MLPEncoder(trained.PIXELS, widths, latent_dim, mean_only=True),
         MLPEncoder(trained.PIXELS, widths, latent_dim),
-        MLPDecoder(latent_dim, widths, (trained.PIXELS,), output="identity"),
+        MLPDecoder(latent_dim, widths[::-1], (trained.PIXELS,), output="identity"),
     )
     model = trained.auto_encoder(latent_dim)
     pairs = ((nets.mean_encoder, model.encoder), (nets.encoder, model.encoder), (nets.decoder, model.decoder))

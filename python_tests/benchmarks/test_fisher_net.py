@@ -1,11 +1,24 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.correctness import relative_rms
-from benchmarks.fisher_net import by_hand, conjugate_gradients, exact, floors, images, nifty, routes, sample, trained
+from benchmarks.correctness import Gate, relative_rms
+from benchmarks.fisher_net import (
+    by_hand,
+    conjugate_gradients,
+    exact,
+    floors,
+    images,
+    nifty,
+    routes,
+    sample,
+    step,
+    trained,
+)
+from benchmarks.suites import cases
 
 N, D_LATENT, HIDDEN = 5, 3, (9, 8)
 
@@ -109,8 +122,18 @@ def test_direct_floor_is_what_the_route_by_hand_multiplies_but_for_half_the_gram
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         by_hand.direct(by_hand.weights_of(decoder), inputs[0], torch.tensor(0.02), *inputs[1:])
     d, D = D_LATENT, trained.PIXELS
-    half, solve = N * D * (2 * d * d - d * (d + 1)), N * (d**3 / 3 + 4 * d**2)
-    assert floors.sample(D_LATENT, inputs)["direct"] == pytest.approx(counter.get_total_flops() - half + solve)
+    forward, project = 2 * N * sum(layer.weight.numel() for layer in decoder[:-1:2]), 2 * N * d * D
+    half = N * D * (2 * d * d - d * (d + 1))
+    floor = floors.gram_of_tangents(D_LATENT, N, reduced=False)
+    assert counter.get_total_flops() == forward + floor + half + project
+    assert floors.sample(D_LATENT, inputs)["direct"] <= forward + floor + project + N * (d**3 / 3 + 4 * d**2)
+
+
+def test_replacing_the_last_layer_by_a_square_one_saves_where_the_batch_is_large(tiny_nets):
+    def floor(batch, reduced):
+        return floors.gram_of_tangents(D_LATENT, batch, reduced)
+
+    assert floor(1000, True) < floor(1000, False) and floor(1, True) > floor(1, False)
 
 
 def test_cg_floor_grows_with_the_products_that_are_needed(tiny_nets, monkeypatch):
@@ -119,14 +142,35 @@ def test_cg_floor_grows_with_the_products_that_are_needed(tiny_nets, monkeypatch
     for products in (3, 4):
         monkeypatch.setattr(floors, "_products_needed", lambda *_, products=products: products)
         counts.append(floors.sample(D_LATENT, inputs)["CG"])
-    weights = sum(layer.weight.numel() for layer in trained.auto_encoder(D_LATENT).decoder[::2])
-    assert counts[1] - counts[0] == 2 * 2 * N * weights
+    inner = sum(layer.weight.numel() for layer in trained.auto_encoder(D_LATENT).decoder[:-1:2])
+    assert counts[1] - counts[0] == 2 * N * (2 * inner + HIDDEN[0] ** 2)
 
 
 def test_facts_describe_the_metric(tiny_nets):
     facts = floors.facts(D_LATENT, sample.make_inputs(D_LATENT, N)(torch.Generator())[0])
     assert facts["noise variance"] == trained.NOISE_VARIANCE
     assert 1 <= facts["median condition number"] <= facts["largest condition number"] < math.inf
+
+
+def test_every_training_step_has_the_exact_loss_and_gradients(tiny_nets):
+    def draw(generator, batch):
+        return torch.rand(batch, trained.PIXELS, generator=generator)
+
+    others = {"implicit, CG over torch.func": step.IMPLICIT}
+    case = step.step_case("tiny", "", partial(step.mlp_nets, D_LATENT), draw, D_LATENT, exact.prepare, others)
+    cpu = torch.device("cpu")
+    gate = Gate(case, cpu, torch.float64, seed=1)
+    checked = [contender for contender in case.contenders if "compiled" not in contender.name]
+    assert len(checked) == 5
+    for contender in checked:
+        assert gate.check(contender, contender.build(cpu, torch.float64))["gradients"] < 1e-9
+
+
+def test_cases_have_names_of_their_own_and_the_large_ones_are_for_gpus():
+    found = cases("fisher_net")
+    assert len({case.name for case in found}) == len(found)
+    on_gpus = {case.name for case in found if case.devices == ("cuda",)}
+    assert on_gpus == {"fisher_net_sample_1024_20", "fisher_net_backward_1024_20", "fisher_net_step_colour"}
 
 
 def test_without_the_data_set_bundled_digits_are_used(monkeypatch, tmp_path):
