@@ -95,6 +95,7 @@ class FisherMetric:
                 'that there is no metric per sample; call decoder.eval() or pass batch_statistics="frozen"'
             )
         self.mean = mean
+        self._decoder = decoder
         self.noise_variance = as_noise_variance(noise_variance, value)  # [1 or N, 1 or D]
         self.memory_budget = memory_budget
         self._operator = MetricOperator(self.linearization, mean, 1 / self.noise_variance)
@@ -265,7 +266,7 @@ class FisherMetric:
         rows, width = self.mean.shape
         parts = [f"N={rows}, d={width}, D={self._operator.columns}", str(self.mean.dtype).removeprefix("torch.")]
         if rows and width and not torch.compiler.is_compiling():
-            times = cost_model.predict(self._problem(1), 1e-5, self.mean.device, self.mean.dtype)
+            times = self._predict(1, 1e-5)
             listed = ", ".join(f"{name} {1e3 * seconds:.3g} ms" for name, seconds in times.items())
             parts.append(f"auto: {self._choose(1, 1e-5)} for one right-hand side (predicted {listed})")
         if self._last:
@@ -293,18 +294,20 @@ class FisherMetric:
             return "cholesky" if width <= COMPILED_CHOLESKY else "cg"
         if self._factor is not None or rows * width * num_rhs == 0:
             return "cholesky"
-        times = cost_model.predict(self._problem(num_rhs), tol, self.mean.device, self.mean.dtype)
+        times = self._predict(num_rhs, tol)
         explicit = rows * width * self._operator.columns * self.mean.element_size()
         if explicit > self.memory_budget and self._operator.last is None:
             return "cg"
         return min(times, key=times.get)
 
-    def _problem(self, num_rhs: int) -> cost_model.Problem:
+    def _predict(self, num_rhs: int, tol: float) -> dict[str, float]:
         rows, width = self.mean.shape
         work = self.linearization.work()
-        return cost_model.Problem(
+        problem = cost_model.Problem(
             rows, width, self._operator.columns, num_rhs, work.flops_per_tangent, work.bytes_per_tangent, work.steps
         )
+        iterations = cost_model.expected_iterations(self._decoder, width, tol)
+        return cost_model.predict(problem, iterations, self.mean.device, self.mean.dtype)
 
     def _in_graph(self, *others: Tensor | None) -> bool:
         tensors = (self.value, self.mean, self.noise_variance, *others)
@@ -323,8 +326,10 @@ class FisherMetric:
         """Conjugate gradients over all K N systems; rhs, start, residual [K, N, d]."""
         op = self._operator
         width, shape = rhs.shape[2], rhs.shape
-        products = shape[0] * max(1, round(cost_model.expected_iterations(width, tol)))
-        product = op.reduced_matvec if op.reduction_saves(products) else op.matvec
+        iterations = max_iter
+        if not torch.compiler.is_compiling():
+            iterations = min(max_iter, round(cost_model.expected_iterations(self._decoder, width, tol)))
+        product = op.reduced_matvec if op.reduction_saves(shape[0] * iterations) else op.matvec
 
         def matvec(v: Tensor) -> Tensor:  # [K N, d]
             return product(v.view(shape)).reshape(v.shape)
@@ -334,6 +339,8 @@ class FisherMetric:
             solution = conjugate_gradients(matvec, *flat, tol=tol, max_iter=max_iter)
         if not torch.compiler.is_compiling():
             check_solution(solution, shape[1], tol, max_iter)
+            if solution.iterations.numel():
+                cost_model.remember(self._decoder, max(1, int(solution.iterations.max())), tol)
         return solution
 
     def _attach(
