@@ -24,7 +24,7 @@ GRADIENTS = ("full", "mean")
 MAX_ITER = 100
 MAX_ITER_COMPILED = 16  # all of them are in the graph
 LARGEST_EXACT = 256  # d above which logdet("auto") is estimated
-COMPILED_CHOLESKY = 128  # d up to which a compiled "auto" is direct
+COMPILED_CHOLESKY = 64  # d up to which a compiled "auto" is direct
 
 
 class FisherMetric:
@@ -144,7 +144,7 @@ class FisherMetric:
                 needs products with M only: each sample takes conjugate gradient steps until
                 :math:`\|b - M x\| \le tol \|b\|`. ``"auto"`` takes the one that is faster here, by a cost model whose
                 constants are measured on this machine (``repr`` shows its prediction); under torch.compile it is
-                "cholesky" up to d = 128.
+                "cholesky" up to d = 64.
             tol, max_iter: of "cg". max_iter is min(d + 10, 100) by default. Under torch.compile that many masked
                 iterations are in the graph, by default min(d, 16).
             gradient: ``"full"`` differentiates M too, ``"mean"`` lets only b carry gradient.

@@ -5,12 +5,14 @@ from torch import Tensor
 
 from fisherkernels.linearize import Linearization
 
+_WORKING_BYTES = 2**28  # of the tangents at all layers, at once
+
 
 class MetricOperator:
     """v -> J^T N^-1 J v + v, with J from a linearisation at ``mean`` [N, d] and N^-1 [1 or N, 1 or D].
 
     Where the network ends in a linear layer W [D, h] and the precision is shared by the samples, J = W T and the last
-    layer enters only through W^T N^-1 W [h, h]: ``reduce`` forms it once, and every later product costs h² instead of
+    layer enters only through W^T N^-1 W [h, h]: ``weight_gram`` is formed once, and every later product costs h² instead of
     2 h D multiply-adds at that layer.
     """
 
@@ -30,8 +32,10 @@ class MetricOperator:
         return self.linearization.vjp(c.reshape(*c.shape[:-1], *self.trailing))
 
     def tangents(self) -> Tensor:
-        """J's columns [d, N, D]."""
+        """J's columns [d, N, D]; what leads to them is made in chunks of bounded memory."""
         rows, width = self.mean.shape
+        if width <= self.columns:  # the side that jacobian takes then
+            return self.linearization.jacobian(memory_budget=_WORKING_BYTES).permute(2, 0, 1)
         return self.linearization.tangents().reshape(width, rows, self.columns)
 
     def matvec(self, v: Tensor) -> Tensor:
