@@ -1,6 +1,6 @@
-"""`python -m benchmarks run` measures, `python -m benchmarks report` writes the tables of README.md."""
+"""`python -m benchmarks run` measures, `python -m benchmarks report` writes the tables of README.md.
 
-import os
-
-# Read by the OpenMP runtime when torch loads it: spinning threads would slow whoever shares the cores.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+The OpenMP runtime is left as users have it: its threads spin between parallel regions. OMP_WAIT_POLICY=PASSIVE makes them
+sleep, which keeps times sane beside other work on the same cores and doubles the cost of small products; the results
+say what was set.
+"""
