@@ -65,6 +65,9 @@ def _run(options):
         result["machine"] = machine.facts(device)
         before = bandwidth.copy_bandwidth(device), gemm.gemm_rate(device)
         result["cases"] = {}
+        suffix = "-default-allocator" if allocator == "default" else ""
+        path = options.out / f"{suite}-{device.type}{suffix}.json"
+        options.out.mkdir(parents=True, exist_ok=True)
         for case in suites.cases(suite):
             if options.case in (None, case.name) and device.type in case.devices:
                 print(f"{case.name}: {case.title}", flush=True)
@@ -72,14 +75,14 @@ def _run(options):
                 sets = sets[device.type]
                 record = measure(case, device, options.rounds, sets=sets, with_memory=options.memory)
                 result["cases"][case.name] = record
+                if options.case is None:  # what a run that is stopped has measured
+                    path.with_suffix(".partial").write_text(json.dumps(result, indent=1) + "\n")
         result["copy_bytes_per_second"] = max(before[0], bandwidth.copy_bandwidth(device))
         result["gemm_flops_per_second"] = max(before[1], gemm.gemm_rate(device))
         print(report.table(result))
         if options.case is None:
-            options.out.mkdir(parents=True, exist_ok=True)
-            suffix = "-default-allocator" if allocator == "default" else ""
-            path = options.out / f"{suite}-{device.type}{suffix}.json"
             path.write_text(json.dumps(result, indent=1) + "\n")
+            path.with_suffix(".partial").unlink(missing_ok=True)
             print(f"wrote {path}")
 
 

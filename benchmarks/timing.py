@@ -1,6 +1,7 @@
-"""Interleaved timing: in every round each contender runs once on the same fresh inputs, in rotated order."""
+"""Interleaved timing: in every round each contender runs once on the same fresh inputs, in an order drawn anew."""
 
 import gc
+import random
 import time
 
 import torch
@@ -10,8 +11,10 @@ def interleave(runners, draw_inputs, rounds, warm_up, device, sets=1):
     """Returns {name: [seconds per call, one per round]}.
 
     runners: {name: function of the inputs}. draw_inputs() draws one set; `sets` of them are drawn per round
-    and a contender's time is the mean over them, so that a cache that holds one set does not hold all.
+    and a contender's time is the mean over them, so that a cache that holds one set does not hold all. Nobody always
+    runs behind the same one: some leave threads spinning and caches cold.
     """
+    shuffle = random.Random(0).sample
     clock = _cuda_clock if device.type == "cuda" else _cpu_clock
     names = list(runners)
     samples = {name: [] for name in names}
@@ -20,8 +23,7 @@ def interleave(runners, draw_inputs, rounds, warm_up, device, sets=1):
     try:
         for number in range(warm_up + rounds):
             inputs = [draw_inputs() for _ in range(sets)]
-            shift = number % max(len(names), 1)
-            for name in names[shift:] + names[:shift]:
+            for name in shuffle(names, len(names)):
                 seconds = clock(runners[name], inputs) / sets
                 if number >= warm_up:
                     samples[name].append(seconds)

@@ -12,8 +12,8 @@ class MetricOperator:
     """v -> J^T N^-1 J v + v, with J from a linearisation at ``mean`` [N, d] and N^-1 [1 or N, 1 or D].
 
     Where the network ends in a linear layer W [D, h] and the precision is shared by the samples, J = W T and the last
-    layer enters only through W^T N^-1 W [h, h]: ``weight_gram`` is formed once, and every later product costs h² instead of
-    2 h D multiply-adds at that layer.
+    layer enters only through W^T N^-1 W [h, h]: ``weight_gram`` is formed once, and every later product costs h²
+    instead of 2 h D multiply-adds at that layer.
     """
 
     def __init__(self, linearization: Linearization, mean: Tensor, precision: Tensor):
