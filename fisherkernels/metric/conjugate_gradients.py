@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from fisherkernels import ops
+from fisherkernels.ops.cg_update import ACTIVE, NOT_FINITE
 
-ACTIVE, CONVERGED, NEGATIVE_CURVATURE, NOT_FINITE = range(4)
 POLL_EVERY = {"cpu": 1}  # iterations between looks at the stopping flags; a look makes the host wait for a GPU
 POLL_EVERY_ELSEWHERE = 4
 

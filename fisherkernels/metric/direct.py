@@ -27,9 +27,14 @@ def factor_and_solve(
         metric = gram + torch.eye(width, dtype=gram.dtype, device=gram.device)
     else:
         metric = operator.dense(memory_budget)
-    factor, status = torch.linalg.cholesky_ex(metric)
-    factor = torch.where((status == 0)[:, None, None], factor, factor.new_full((), torch.nan))
+    factor = cholesky_factor(metric)
     return ops.factor_solve(factor, rhs if data is None else rhs + operator.pull(data)), factor
+
+
+def cholesky_factor(metric: Tensor) -> Tensor:
+    """Lower Cholesky factors [N, d, d], NaN throughout for a matrix that is not positive definite."""
+    factor, status = torch.linalg.cholesky_ex(metric)
+    return torch.where((status == 0)[:, None, None], factor, factor.new_full((), torch.nan))
 
 
 def _reduced_tangents(operator: MetricOperator) -> Tensor | None:

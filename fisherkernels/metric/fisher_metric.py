@@ -11,7 +11,7 @@ from fisherkernels.linearize import linearize
 from fisherkernels.metric import cost_model
 from fisherkernels.metric.arguments import check_mean, check_stack
 from fisherkernels.metric.conjugate_gradients import Solution, conjugate_gradients
-from fisherkernels.metric.direct import factor_and_solve
+from fisherkernels.metric.direct import cholesky_factor, factor_and_solve
 from fisherkernels.metric.implicit import ImplicitSolution, LogDeterminant
 from fisherkernels.metric.lanczos import lanczos_logdet
 from fisherkernels.metric.noise import as_noise_pair, as_noise_variance
@@ -242,6 +242,10 @@ class FisherMetric:
             num_steps: Lanczos steps, one product with M each.
             noise: the probes ``[num_probes, N, d]``, of mean 0 and covariance I; drawn when None.
 
+        Raises:
+            TypeError, ValueError: an unknown method, a number of probes or steps below 1, noise of another shape.
+            FloatingPointError: "exact" met NaN or infinity, naming the sample (eager mode on the CPU).
+
         Source: Ubaru, Chen and Saad, SIAM J. Matrix Anal. Appl. 2017 (the quadrature).
         """
         check_choice("method", method, ("auto", "exact", "lanczos"))
@@ -371,8 +375,7 @@ class FisherMetric:
             if self._factor is None and metric is None:
                 self._direct(self.mean.new_empty(0, rows, width), None)
             elif self._factor is None:
-                factor, status = torch.linalg.cholesky_ex(metric.detach())
-                factor = torch.where((status == 0)[:, None, None], factor, factor.new_full((), torch.nan))
+                factor = cholesky_factor(metric.detach())
                 check_factor(factor)
                 self._factor = factor
         if metric is None:

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fisherkernels.metric.conjugate_gradients import CONVERGED, NEGATIVE_CURVATURE, NOT_FINITE, Solution
+from fisherkernels.metric.conjugate_gradients import Solution
+from fisherkernels.ops.cg_update import CONVERGED, NEGATIVE_CURVATURE, NOT_FINITE
 
 
 class SolveInfo(NamedTuple):
