@@ -1,6 +1,7 @@
 # Everything a contributor types. Each target makes .venv first when it is missing or the build description changed.
 PYTHON ?= python3
 VENV ?= .venv
+DATA_ROOT ?= data
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
@@ -25,9 +26,10 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest python_tests -n 2
 
-# Takes a while: run it on a quiet machine. Results go to benchmarks/results, the tables to README.md.
+# Takes most of an hour: run it on a quiet machine. Results go to benchmarks/results, the tables to README.md.
+# DATA_ROOT: folder with MNIST/raw/, for FisherNet's decoders; without it they are trained on scikit-learn's digits.
 bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks run
+	$(BIN)/python -m benchmarks run --data-root $(DATA_ROOT)
 	$(BIN)/python -m benchmarks run --suite ops --allocator default
 	$(BIN)/python -m benchmarks report
 

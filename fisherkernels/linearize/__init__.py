@@ -2,6 +2,7 @@
 
 from .last_linear import LastLinear
 from .linearization import Linearization, linearize
+from .relu_chain import ReluChain
 from .work import Work
 
-__all__ = ["LastLinear", "Linearization", "Work", "linearize"]
+__all__ = ["LastLinear", "Linearization", "ReluChain", "Work", "linearize"]

@@ -23,10 +23,11 @@ class LastLinear:
     Attributes:
         weight: W [D, h], in the graph.
         output_shape: the value's shape behind N; its sizes multiply to D.
+        input_index: which value of the record h is.
     """
 
     def __init__(self, lin: Linearization, weight: Tensor, index: int):
-        self._lin, self._index = lin, index
+        self._lin, self.input_index = lin, index
         self.weight = weight
         self.output_shape = tuple(lin.value.shape[1:])
 
@@ -36,7 +37,7 @@ class LastLinear:
         Raises:
             ValueError: x is not [N, d], or the network couples samples.
         """
-        return input_tangents(self._lin, self._index)
+        return input_tangents(self._lin, self.input_index)
 
     def push(self, tangent: Tensor) -> Tensor:
         """T t [..., N, h] for t [..., *x.shape].
@@ -47,7 +48,7 @@ class LastLinear:
         shape = self._lin._record.shapes[0]
         front = _front("tangent", tangent, shape)
         stack = tangent.reshape(math.prod(front), *shape)
-        (pushed,) = push(self._lin._record, stack, True, (self._index,))
+        (pushed,) = push(self._lin._record, stack, True, (self.input_index,))
         return pushed.reshape(*front, *pushed.shape[1:])
 
     def pull(self, cotangent: Tensor) -> Tensor:
@@ -56,10 +57,10 @@ class LastLinear:
         Raises:
             ValueError: the last sizes are not N and h.
         """
-        shape = self._lin._record.shapes[self._index]
+        shape = self._lin._record.shapes[self.input_index]
         front = _front("cotangent", cotangent, shape)
         stack = cotangent.reshape(math.prod(front), *shape)
-        pulled = pull(self._lin._record, [*[None] * self._index, stack], True)
+        pulled = pull(self._lin._record, [*[None] * self.input_index, stack], True)
         return pulled.reshape(*front, *pulled.shape[1:])
 
 
@@ -68,7 +69,7 @@ def last_linear(lin: Linearization) -> LastLinear | None:
     if not isinstance(output, Ref) or output.index == 0:
         return None
     i = output.index - 1
-    while _same_content(lin, i):
+    while same_content(lin, i):
         i = record.steps[i].slots[0] - 1
         if i < 0:
             return None
@@ -83,7 +84,7 @@ def last_linear(lin: Linearization) -> LastLinear | None:
     return LastLinear(lin, weight, index)
 
 
-def _same_content(lin: Linearization, i: int) -> bool:
+def same_content(lin: Linearization, i: int) -> bool:
     """Whether step i passes each sample's numbers on, in their order."""
     record = lin._record
     step, saved = record.steps[i], record.saved[i]

@@ -13,6 +13,7 @@ from .fallback import Fallback, module_function, store_buffers
 from .jacobian import all_tangents, jacobian_of
 from .last_linear import LastLinear, last_linear
 from .plan import CALLS, Plan, Ref, Step, holds, plan_of, submodule
+from .relu_chain import ReluChain, relu_chain
 from .rules import MODULES, RULES
 from .walk import Record, add, pull, push, shape_of
 from .work import Work, work_of
@@ -191,6 +192,10 @@ class Linearization:
         J = W T then, T the Jacobian of h [N, h]; None where anything else comes last.
         """
         return last_linear(self)
+
+    def relu_chain(self) -> ReluChain | None:
+        """Where the network is Linear, ReLU, ..., Linear, with reshapes at most between them: its weights and units."""
+        return relu_chain(self)
 
     def work(self) -> Work:
         """What one Jacobian-vector product costs per sample."""

@@ -29,6 +29,7 @@ class Constants(NamedTuple):
     product: tuple[float, ...]  # per FLOP of a matrix product, by rows
     solve: tuple[float, ...]  # per FLOP of metric_solve, by d
     byte: float  # per byte that an elementwise operation touches
+    active: tuple[float, ...] | None  # per FLOP of relu_metric_factor, by d; None without its kernel
 
 
 class Problem(NamedTuple):
@@ -41,6 +42,14 @@ class Problem(NamedTuple):
     flops: float
     bytes: float
     steps: int
+    active: "Active | None" = None
+
+
+class Active(NamedTuple):
+    """FLOPs of the direct route over the active units of a ReLU network."""
+
+    units: float  # products with the tangents, and the Gram matrices
+    gram: float  # of the last layer's weights, where it is not there yet
 
 
 class Seen(NamedTuple):
@@ -83,12 +92,16 @@ def predict(problem: Problem, iterations: float, device: torch.device, dtype: to
         )
         return problem.steps * constants.step + work
 
-    factoring = n * (problem.columns * d * (d + 1) + d**3 / 3 + 2 * d * d * k) * _at(constants.solve, _WIDTHS, d)
+    factoring = d**3 / 3 + 2 * d * d * k
+    if problem.active is not None and constants.active is not None:
+        units, gram = problem.active
+        direct = (units + n * factoring) * _at(constants.active, _WIDTHS, d) + gram * constants.product[-1]
+        direct += passes(k)
+    else:
+        flops = problem.columns * d * (d + 1) + factoring
+        direct = passes(d) + n * flops * _at(constants.solve, _WIDTHS, d)
     per_iteration = 2 * passes(k) + 2 * constants.step
-    return {
-        "cholesky": passes(d) + factoring,
-        "cg": (iterations + 1) * per_iteration,
-    }
+    return {"cholesky": direct, "cg": (iterations + 1) * per_iteration}
 
 
 def _at(values: tuple[float, ...], points: tuple[int, ...], where: float) -> float:
@@ -118,7 +131,19 @@ def measured(device: str, dtype: torch.dtype) -> Constants:
         large = torch.ones(1 << 18, **options)
         byte = _time(lambda: torch.mul(large, large, out=large)) / (2 * large.numel() * large.element_size())
         step = _time_of_a_step(options)
-    return Constants(step, product, tuple(solve), byte)
+        active = None
+        if device == "cpu" and ops.backends()["cpu"].active:
+            active = tuple(_time_of_active_units(width, options) for width in _WIDTHS)
+    return Constants(step, product, tuple(solve), byte, active)
+
+
+def _time_of_active_units(width: int, options: dict) -> float:
+    """Per FLOP; half of the units are on."""
+    samples, units = 8, 256
+    weight = torch.full((units, units), 1 / units, **options)
+    values = [torch.tensor([0, 1], **options).repeat(samples, units // 2)] * 2
+    flops = samples * (2 * width * 2 * (units // 2) ** 2 + width**2 * units // 2 + width**3 / 3)
+    return _time(lambda: ops.relu_metric_factor(weight[:, :width].contiguous(), [weight], values, weight)) / flops
 
 
 def _time_of_a_step(options: dict) -> float:

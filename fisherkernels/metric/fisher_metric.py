@@ -24,6 +24,7 @@ GRADIENTS = ("full", "mean")
 MAX_ITER = 100
 MAX_ITER_COMPILED = 16  # all of them are in the graph
 LARGEST_EXACT = 256  # d above which logdet("auto") is estimated
+PULLED_AT_ONCE = 128  # cotangents from which on a second stack no longer makes products faster
 COMPILED_CHOLESKY = 64  # d up to which a compiled "auto" is direct
 
 
@@ -140,11 +141,12 @@ class FisherMetric:
 
         Args:
             b: right-hand sides.
-            method: ``"cholesky"`` forms J, its Gram matrix and a Cholesky factor, which later calls reuse. ``"cg"``
-                needs products with M only: each sample takes conjugate gradient steps until
+            method: ``"cholesky"`` forms J, its Gram matrix and a Cholesky factor, which later calls reuse; of a network
+                of Linear and ReLU layers on a CPU only the active units enter, and J is never formed. ``"cg"`` needs
+                products with M only: each sample takes conjugate gradient steps until
                 :math:`\|b - M x\| \le tol \|b\|`. ``"auto"`` takes the one that is faster here, by a cost model whose
                 constants are measured on this machine (``repr`` shows its prediction); under torch.compile it is
-                "cholesky" up to d = 64.
+                "cholesky" up to d = 64 and for ReLU networks on a CPU.
             tol, max_iter: of "cg". max_iter is min(d + 10, 100) by default. Under torch.compile that many masked
                 iterations are in the graph, by default min(d, 16).
             gradient: ``"full"`` differentiates M too, ``"mean"`` lets only b carry gradient.
@@ -219,9 +221,9 @@ class FisherMetric:
             if method == "cholesky":
                 offset = self._direct(latent, fixed)
             else:
-                both = op.pull(torch.cat([fixed, op.precision * op.push(latent)]))  # J^T n, J^T N^-1 J eta
-                rhs = both[:draws] + latent
-                solution = self._iterate(rhs, latent, both[:draws] - both[draws:], tol, max_iter)
+                from_data, from_latent = self._pull_both(fixed, op.precision * op.push(latent))
+                rhs = from_data + latent
+                solution = self._iterate(rhs, latent, from_data - from_latent, tol, max_iter)
                 offset = solution.x.view(latent.shape)
             if return_info:
                 rhs = op.pull(fixed) + latent if rhs is None else rhs
@@ -295,7 +297,8 @@ class FisherMetric:
     def _choose(self, num_rhs: int, tol: float) -> str:
         rows, width = self.mean.shape
         if torch.compiler.is_compiling():
-            return "cholesky" if width <= COMPILED_CHOLESKY else "cg"
+            direct = width <= COMPILED_CHOLESKY or self._operator.active_chain() is not None
+            return "cholesky" if direct else "cg"
         if self._factor is not None or rows * width * num_rhs == 0:
             return "cholesky"
         times = self._predict(num_rhs, tol)
@@ -308,7 +311,14 @@ class FisherMetric:
         rows, width = self.mean.shape
         work = self.linearization.work()
         problem = cost_model.Problem(
-            rows, width, self._operator.columns, num_rhs, work.flops_per_tangent, work.bytes_per_tangent, work.steps
+            rows,
+            width,
+            self._operator.columns,
+            num_rhs,
+            work.flops_per_tangent,
+            work.bytes_per_tangent,
+            work.steps,
+            self._operator.active_work(),
         )
         iterations = cost_model.expected_iterations(self._decoder, width, tol)
         return cost_model.predict(problem, iterations, self.mean.device, self.mean.dtype)
@@ -325,6 +335,13 @@ class FisherMetric:
             self._factor = factor
             return x
         return ops.factor_solve(self._factor, rhs if data is None else rhs + self._operator.pull(data))
+
+    def _pull_both(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """J^T a and J^T b: at once where few rows make slow matrix products, else one by one in half the memory."""
+        if a.shape[0] * a.shape[1] >= PULLED_AT_ONCE:
+            return self._operator.pull(a), self._operator.pull(b)
+        first, second = self._operator.pull(torch.cat([a, b])).chunk(2)
+        return first, second
 
     def _iterate(self, rhs: Tensor, start: Tensor, residual: Tensor, tol: float, max_iter: int) -> Solution:
         """Conjugate gradients over all K N systems; rhs, start, residual [K, N, d]."""

@@ -3,9 +3,12 @@
 import torch
 from torch import Tensor
 
-from fisherkernels.linearize import Linearization
+from fisherkernels import ops
+from fisherkernels.linearize import Linearization, ReluChain
+from fisherkernels.metric import cost_model
 
 _WORKING_BYTES = 2**28  # of the tangents at all layers, at once
+_SAMPLES_COUNTED = 16
 
 
 class MetricOperator:
@@ -22,6 +25,7 @@ class MetricOperator:
         self.columns = linearization.value.shape[1:].numel()
         self.last = linearization.last_linear() if precision.shape[0] == 1 else None
         self._weight_gram: Tensor | None = None
+        self._chain: ReluChain | None = linearization.relu_chain() if self.last is not None else None
 
     def push(self, v: Tensor) -> Tensor:
         """J v: [..., N, d] -> [..., N, D]."""
@@ -56,6 +60,30 @@ class MetricOperator:
             scaled = weight * self.precision.detach().reshape(-1, 1)  # [D, h]
             self._weight_gram = weight.t() @ scaled
         return self._weight_gram
+
+    def active_chain(self) -> ReluChain | None:
+        """Weights and units of a ReLU network, outside the graph, where the kernel for active units is the fastest way
+        to M: on a CPU, and with enough tangents to pay for ``weight_gram``.
+        """
+        if self._chain is None or self.mean.device.type != "cpu" or not ops.backends()["cpu"].active:
+            return None
+        if self.mean.numel() < self.last.weight.shape[1]:
+            return None
+        first, weights, values = self._chain
+        return ReluChain(first.detach(), tuple(w.detach() for w in weights), tuple(v.detach() for v in values))
+
+    def active_work(self) -> cost_model.Active | None:
+        """What ``relu_metric_factor`` has to do, by the units that are on in some of the samples."""
+        chain = self.active_chain()
+        if chain is None:
+            return None
+        some = [value[:_SAMPLES_COUNTED] for value in chain.values]
+        on = [int(value.count_nonzero()) / max(1, len(value)) for value in some]
+        rows, width = self.mean.shape
+        products = sum(a * b for a, b in zip(on, on[1:], strict=False)) + on[-1] ** 2
+        units = rows * (2.0 * width * products + width**2 * on[-1])
+        formed = self._weight_gram is not None
+        return cost_model.Active(units, 0.0 if formed else 2.0 * self.columns * self.last.weight.shape[1] ** 2)
 
     def reduced_matvec(self, v: Tensor) -> Tensor:
         """M v by way of ``weight_gram``, outside the graph."""

@@ -1,8 +1,8 @@
 """Fused operators: `fisherkernels.ops.NAME` checks its arguments and calls `torch.ops.fisherkernels.NAME`.
 
-Every operator has a native CPU kernel, a native CUDA kernel and a PyTorch twin; the twin runs wherever
-no native library is loaded. Each is differentiable once, except those of the solvers (`metric_solve`, `factor_solve`,
-`cg_update`), through which `FisherMetric` differentiates implicitly.
+Every operator has a native CPU kernel, a native CUDA kernel (but for `relu_metric_factor`) and a PyTorch twin; the twin
+runs wherever there is no native kernel. Each is differentiable once, except those of the solvers (`metric_solve`,
+`factor_solve`, `relu_metric_factor`, `cg_update`), through which `FisherMetric` differentiates implicitly.
 """
 
 from fisherkernels.ops._library import BackendStatus, backends, load_libraries, use_twins
@@ -12,6 +12,7 @@ from fisherkernels.ops.gaussian_score import gaussian_score
 from fisherkernels.ops.half_squared_norm import half_squared_norm
 from fisherkernels.ops.metric_solve import metric_solve
 from fisherkernels.ops.posterior_residual import posterior_residual
+from fisherkernels.ops.relu_metric_factor import relu_metric_factor
 from fisherkernels.ops.stability_cotangent import stability_cotangent
 
 load_libraries()
@@ -26,6 +27,7 @@ __all__ = [
     "load_libraries",
     "metric_solve",
     "posterior_residual",
+    "relu_metric_factor",
     "stability_cotangent",
     "use_twins",
 ]

@@ -30,7 +30,8 @@ def not_differentiable(name: str) -> Callable:
     """An Autograd kernel for an operator without a derivative: an error where autograd would record the call."""
 
     def kernel(*args):
-        if needs_graph(*(arg for arg in args if isinstance(arg, Tensor))):
+        flat = (part for arg in args for part in (arg if isinstance(arg, (list, tuple)) else (arg,)))
+        if needs_graph(*(part for part in flat if isinstance(part, Tensor))):
             raise RuntimeError(
                 f"fisherkernels::{name} has no derivative of its own: FisherMetric differentiates implicitly. "
                 "Use its solve and sample, or call this operator under torch.no_grad()."

@@ -136,6 +136,15 @@ def test_replacing_the_last_layer_by_a_square_one_saves_where_the_batch_is_large
     assert floor(1000, True) < floor(1000, False) and floor(1, True) > floor(1, False)
 
 
+def test_with_all_units_on_active_units_save_nothing_but_the_factor(tiny_nets):
+    *hidden, D = (*HIDDEN[::-1], trained.PIXELS)
+    all_on = floors.gram_of_active_units(D_LATENT, torch.tensor([hidden] * N))
+    h, d = hidden[-1], D_LATENT
+    assert all_on == floors.gram_of_tangents(d, N, True) - h**3 / 3 + N * d * h * (h - 1)
+    some = floors.active_units(d, sample.make_inputs(d, N)(torch.Generator().manual_seed(0))[0])
+    assert some.shape == (N, len(hidden)) and 0 < floors.gram_of_active_units(d, some) < all_on
+
+
 def test_cg_floor_grows_with_the_products_that_are_needed(tiny_nets, monkeypatch):
     inputs = sample.make_inputs(D_LATENT, N)(torch.Generator().manual_seed(0))
     counts = []

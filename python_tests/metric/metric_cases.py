@@ -39,6 +39,9 @@ def conv(d, norm):
 DECODERS = {
     "linear": lambda d: nn.Linear(d, 6),
     "mlp": lambda d: nn.Sequential(nn.Linear(d, 8), nn.Tanh(), nn.Linear(8, 8), nn.SiLU(), nn.Linear(8, 6)),
+    "relu mlp": lambda d: nn.Sequential(
+        nn.Linear(d, 7), nn.ReLU(), nn.Linear(7, 9), nn.ReLU(), nn.Linear(9, 5), nn.ReLU(), nn.Linear(5, 12)
+    ),
     "wide mlp": lambda d: nn.Sequential(nn.Linear(d, 4), nn.Tanh(), nn.Linear(4, 60), nn.Unflatten(1, (3, 20))),
     "sigmoid": lambda d: nn.Sequential(nn.Linear(d, 8), nn.ELU(), nn.Linear(8, 7), nn.Sigmoid()),
     "residual": lambda d: Residual(d, 7, 9),

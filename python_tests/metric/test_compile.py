@@ -9,6 +9,7 @@ from fisherkernels import FisherMetric, reference
 
 CASES = {
     "cholesky": ("group norm", {"method": "cholesky"}),
+    "active units": ("relu mlp", {"method": "auto"}),
     "cg": ("mlp", {"method": "cg", "tol": EXACT, "max_iter": 2}),
 }
 
@@ -25,7 +26,7 @@ def sample_and_solve(case, options):
 @pytest.mark.parametrize("name", CASES)
 def test_sample_and_solve(name):
     kind, options = CASES[name]
-    case = Case(kind, "[D]", count=2, d=2)
+    case = Case(kind, "[D]", count=3, d=2)
     call, inputs = sample_and_solve(case, options)
     ours, theirs = torch.compile(call, backend="aot_eager", fullgraph=True)(*inputs), call(*inputs)
     assert_close("value", ours, theirs)
