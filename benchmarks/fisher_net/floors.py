@@ -4,8 +4,8 @@ direct: forward pass, tangents through all but the first layer, half of the Gram
 pass down for J^T n, and one up and one down per product with M, as many as exact arithmetic needs for the slowest item.
 Both may replace the last weight W [D, h] by a triangular R [h, h] with R^T R = W^T W where that is less, the noise
 variance being one number. The direct route may leave out, sample by sample, the rows and columns of units that the
-ReLUs switch off, with W^T W between the tangents. Backward adds a solve, two tangents, and the tangents' own backward pass (to the tangents and
-to the weights); a forward pass is not repeated, and the derivative of a ReLU is constant.
+ReLUs switch off, with W^T W between the tangents. Backward adds a solve, two tangents, and the tangents' own backward
+pass (to the tangents and to the weights); a forward pass is not repeated, and the derivative of a ReLU is constant.
 """
 
 import torch

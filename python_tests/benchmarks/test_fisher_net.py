@@ -137,7 +137,7 @@ def test_replacing_the_last_layer_by_a_square_one_saves_where_the_batch_is_large
 
 
 def test_with_all_units_on_active_units_save_nothing_but_the_factor(tiny_nets):
-    *hidden, D = (*HIDDEN[::-1], trained.PIXELS)
+    hidden = HIDDEN[::-1]
     all_on = floors.gram_of_active_units(D_LATENT, torch.tensor([hidden] * N))
     h, d = hidden[-1], D_LATENT
     assert all_on == floors.gram_of_tangents(d, N, True) - h**3 / 3 + N * d * h * (h - 1)
