@@ -92,7 +92,7 @@ def score_matching_loss(
     if x.shape[0] == 0:
         return empty_output(TERMS[objective], reduction, x, decoder, variance)
 
-    # Constant parameters beside no_grad: older torch's autocast would keep casts without a graph for the encoder's step.
+    # Constant parameters beside no_grad: older autocasts would keep casts without a graph for the encoder's own step.
     with torch.no_grad():
         run = linearize_constant if objective == "m3" else call_constant
         encoded = networks.run_network("encoder", run, encoder, x)
