@@ -12,6 +12,7 @@ A factorised Gaussian q starts at each point of a grid, and `fk.inference_loss` 
 deviation by gradients of the KL divergence, of the Fisher divergence through z = mean + std noise, and of the Fisher
 divergence with z held constant, each by SGD and by Adam. Reparametrised, the Fisher divergence has a local optimum at
 the saddle of p_I, where q shrinks until its shape fits the posterior's as well as it can; with z constant it has none.
+On p_II, where the paper found one far from the bulk with Adam, no start ends so here.
 The paper does not print its step sizes, its number of samples or the width q starts with: the defaults here are ours.
 
 Every start is one row of a batch whose loss is a sum, so that all of them move independently at once.
