@@ -133,13 +133,13 @@ def check_common(encoder, decoder, x, variance, num_samples, reduction) -> torch
     return as_variance(variance, x)
 
 
-def check_prior(prior, mean: torch.Tensor) -> None:
-    """None, or an object with ``score(z)``, for latents of this width."""
+def check_prior(prior, mean: torch.Tensor, method: str = "score") -> None:
+    """None, or an object with this method of z, for latents of this width."""
     if prior is None:
         return
-    if not callable(getattr(prior, "score", None)):
+    if not callable(getattr(prior, method, None)):
         raise TypeError(
-            f"prior: expected None or an object with a method score(z), received {type_name(prior)}"
+            f"prior: expected None or an object with a method {method}(z), received {type_name(prior)}"
         )
     width = getattr(prior, "d", None)
     if width is not None and width != mean.shape[1]:

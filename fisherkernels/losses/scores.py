@@ -113,8 +113,19 @@ def stability_term(encoded, log_std: torch.Tensor, eps: torch.Tensor, kind: str)
         ones = torch.ones_like(log_std)
         cotangent = torch.cat([torch.zeros_like(log_std), ones], dim=1).unsqueeze(0)  # [1, N, 2d]
     else:
-        cotangent = ops.stability_cotangent(eps.flatten(0, 1), log_std)
-        cotangent = cotangent.view(*eps.shape[:2], -1)  # [L, N, 2d]
+        cotangent = posterior_cotangent(log_std, eps)
+    values = ops.half_squared_norm(encoder_vjp(encoded, cotangent))
+    return sample_mean(values, cotangent.shape[0])
+
+
+def posterior_cotangent(log_std: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    """What the encoder's J^T turns into grad_x log q(z|x), z held fixed: [L, N, 2d]; eps [L, N, d]."""
+    return ops.stability_cotangent(eps.flatten(0, 1), log_std).view(*eps.shape[:2], -1)
+
+
+def encoder_vjp(encoded, cotangent: torch.Tensor) -> torch.Tensor:
+    """J^T cotangent, [L*N, D], of a linearised encoder for a stack [L, N, 2d]."""
+    rows = cotangent.shape[0] * cotangent.shape[1]
     if cotangent.shape[0] == 1:
         cotangent = cotangent.squeeze(0)
     if isinstance(encoded.value, torch.Tensor):
@@ -124,6 +135,4 @@ def stability_term(encoded, log_std: torch.Tensor, eps: torch.Tensor, kind: str)
         gradient = encoded.vjp(
             (mean_part.to(encoded.value[0].dtype), log_std_part.to(encoded.value[1].dtype))
         )
-    samples = 1 if cotangent.dim() == 2 else cotangent.shape[0]
-    values = ops.half_squared_norm(gradient.reshape(samples * log_std.shape[0], -1))
-    return sample_mean(values, samples)
+    return gradient.reshape(rows, -1)

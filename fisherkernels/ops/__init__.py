@@ -13,6 +13,7 @@ from fisherkernels.ops.half_squared_norm import half_squared_norm
 from fisherkernels.ops.metric_solve import metric_solve
 from fisherkernels.ops.posterior_residual import posterior_residual
 from fisherkernels.ops.relu_metric_factor import relu_metric_factor
+from fisherkernels.ops.score_moments import score_moments
 from fisherkernels.ops.stability_cotangent import stability_cotangent
 
 load_libraries()
@@ -28,6 +29,7 @@ __all__ = [
     "metric_solve",
     "posterior_residual",
     "relu_metric_factor",
+    "score_moments",
     "stability_cotangent",
     "use_twins",
 ]

@@ -6,7 +6,14 @@ from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from fisherkernels.losses import decoder_score, elbo_loss, fisher_ae_loss, stability
+from fisherkernels.losses import (
+    decoder_score,
+    elbo_loss,
+    fisher_ae_loss,
+    inference_loss,
+    score_matching_loss,
+    stability,
+)
 
 
 @pytest.fixture
@@ -16,7 +23,7 @@ def process_group(tmp_path):
     distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("loss", [elbo_loss, fisher_ae_loss])
+@pytest.mark.parametrize("loss", [elbo_loss, fisher_ae_loss, inference_loss, score_matching_loss])
 @pytest.mark.parametrize("wrap", [nn.DataParallel, DistributedDataParallel, fully_shard])
 def test_wrapped_networks_are_refused(process_group, loss, wrap):
     with pytest.raises(

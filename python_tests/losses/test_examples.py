@@ -13,6 +13,8 @@ import torch
         "losses.elbo",
         "losses.fisher_ae",
         "losses.fisher_net",
+        "losses.inference",
+        "losses.score_matching",
         "losses.scores",
         "priors.polynomial",
         "priors.standard_normal",

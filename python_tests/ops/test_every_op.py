@@ -5,16 +5,18 @@ import torch
 
 from fisherkernels import ops
 
-DATA = {"rows": (4, 5), "pairs": (2, 5), "columns": (5,), "coefficients": (5, 3)}
+DATA = {"rows": (4, 5), "pairs": (2, 5), "stack": (3, 4, 5), "columns": (5,), "coefficients": (5, 3)}
 CASES = {
     "gaussian_score": ["pairs", "rows", "columns"],
     "half_squared_norm": ["rows"],
+    "score_moments": ["stack"],
     "stability_cotangent": ["rows", "pairs"],
     "posterior_residual": ["rows", "pairs", "rows", None, "rows", None],
     "posterior_residual coefficients": ["rows", "pairs", "rows", "coefficients", "rows", None],
     "posterior_residual score": ["rows", "pairs", "rows", None, "rows", "rows"],
 }
 every_case = pytest.mark.parametrize("case", CASES)
+row_cases = pytest.mark.parametrize("case", [case for case in CASES if "rows" in CASES[case]])
 
 
 @pytest.fixture
@@ -87,7 +89,7 @@ def test_a_second_backward_says_so(make, case):
         torch.autograd.grad(loss, leaves, allow_unused=True)
 
 
-@every_case
+@row_cases
 def test_nan_stays_in_its_row(make, case):
     op, args = make(case, torch.float32)
     clean = op(*args)
@@ -110,7 +112,8 @@ def test_nan_stays_in_its_row(make, case):
 @every_case
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_same_bits_every_time(device, random_tensor, case, dtype):
-    shapes = {"rows": (600, 130), "pairs": (300, 130), "columns": (130,), "coefficients": (130, 3)}
+    shapes = {"rows": (600, 130), "pairs": (300, 130), "stack": (3, 200, 130)}
+    shapes |= {"columns": (130,), "coefficients": (130, 3)}
     args = [kind and random_tensor(shapes[kind], dtype, device).mul_(0.5) for kind in CASES[case]]
     if case == "gaussian_score":
         args[2] = args[2].abs() + 0.5

@@ -27,6 +27,8 @@ KERNELS = [
     "half_squared_norm_backward_rows",
     "posterior_residual_rows",
     "posterior_residual_backward_chunks",
+    "score_moments_rows",
+    "score_moments_backward_rows",
     "stability_cotangent_rows",
     "stability_cotangent_backward_rows",
 ]
