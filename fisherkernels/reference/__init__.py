@@ -7,6 +7,7 @@ arguments. This is the only package in the library that uses ``create_graph``.
 from fisherkernels.reference.elbo import elbo_loss
 from fisherkernels.reference.fisher_ae import fisher_ae_loss
 from fisherkernels.reference.fisher_net import fisher_metric, fisher_metric_sample, fisher_net_loss
+from fisherkernels.reference.fisher_shannon import fisher_shannon_loss, gaussian_information, mutual_ae_loss
 from fisherkernels.reference.scores import decoder_score, stability
 from fisherkernels.reference.svgd import svgd
 
@@ -17,6 +18,9 @@ __all__ = [
     "fisher_metric",
     "fisher_metric_sample",
     "fisher_net_loss",
+    "fisher_shannon_loss",
+    "gaussian_information",
+    "mutual_ae_loss",
     "stability",
     "svgd",
 ]
