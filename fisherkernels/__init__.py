@@ -6,7 +6,14 @@ fused operators; ``priors`` and ``svgd`` serve learned priors. Training with Lig
 
 from fisherkernels import ops, priors
 from fisherkernels.linearize import Linearization, linearize
-from fisherkernels.losses import LossOutput, elbo_loss, fisher_ae_loss, fisher_net_loss
+from fisherkernels.losses import (
+    LossOutput,
+    elbo_loss,
+    fisher_ae_loss,
+    fisher_net_loss,
+    fisher_shannon_loss,
+    mutual_ae_loss,
+)
 from fisherkernels.losses.scores import decoder_score, stability
 from fisherkernels.metric import FisherMetric, SolveInfo
 from fisherkernels.svgd import svgd
@@ -22,7 +29,9 @@ __all__ = [
     "elbo_loss",
     "fisher_ae_loss",
     "fisher_net_loss",
+    "fisher_shannon_loss",
     "linearize",
+    "mutual_ae_loss",
     "ops",
     "priors",
     "stability",

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from fisherkernels.losses import elbo_loss, fisher_ae_loss
+from fisherkernels.losses import elbo_loss, fisher_ae_loss, fisher_shannon_loss
 from fisherkernels.priors import PolynomialExponentialFamily
 
 N, D, d = 3, 4, 2
-both = pytest.mark.parametrize("loss", [elbo_loss, fisher_ae_loss])
+every = pytest.mark.parametrize("loss", [elbo_loss, fisher_ae_loss, fisher_shannon_loss])
 
 
 def arguments(**changes):
@@ -169,7 +169,7 @@ CASES = {
 }
 
 
-@both
+@every
 @pytest.mark.parametrize("case", CASES)
 def test_common_arguments(loss, case):
     changes, error, message = CASES[case]
@@ -242,7 +242,7 @@ def test_elbo_arguments(options, error, message):
         elbo_loss(*positional, **options)
 
 
-@both
+@every
 def test_another_error_of_a_network_is_passed_on(loss):
     class Fails(nn.Module):
         def forward(self, x):
@@ -253,7 +253,7 @@ def test_another_error_of_a_network_is_passed_on(loss):
         loss(*positional)
 
 
-@both
+@every
 def test_wrong_arguments_are_refused_compiled_too(loss):
     positional, _ = arguments()
 

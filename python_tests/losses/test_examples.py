@@ -13,6 +13,8 @@ import torch
         "losses.elbo",
         "losses.fisher_ae",
         "losses.fisher_net",
+        "losses.fisher_shannon",
+        "losses.mutual_information",
         "losses.scores",
         "priors.polynomial",
         "priors.standard_normal",
