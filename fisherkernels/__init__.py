@@ -11,7 +11,9 @@ from fisherkernels.losses import (
     elbo_loss,
     fisher_ae_loss,
     fisher_net_loss,
+    fisher_shannon_loss,
     inference_loss,
+    mutual_ae_loss,
     score_matching_loss,
 )
 from fisherkernels.losses.scores import decoder_score, stability
@@ -29,8 +31,10 @@ __all__ = [
     "elbo_loss",
     "fisher_ae_loss",
     "fisher_net_loss",
+    "fisher_shannon_loss",
     "inference_loss",
     "linearize",
+    "mutual_ae_loss",
     "ops",
     "priors",
     "score_matching_loss",

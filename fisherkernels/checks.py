@@ -57,6 +57,16 @@ def check_number(name: str, value, *, positive: bool = False) -> None:
         )
 
 
+def check_weight(name: str, value) -> None:
+    """A number >= 0: a float, or a 0-d tensor."""
+    if not isinstance(value, torch.Tensor):
+        check_number(name, value)
+    elif value.dim() != 0:
+        raise ValueError(f"{name}: expected a float or a 0-d tensor, received shape {list(value.shape)}")
+    elif may_read_values(value) and not value >= 0:
+        raise ValueError(f"{name}: expected a value >= 0, received {value.item()}")
+
+
 def check_count(name: str, value) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name}: expected an int >= 1, received {type_name(value)}")
@@ -108,11 +118,11 @@ def as_variance(variance, x: torch.Tensor) -> torch.Tensor:
     return variance if variance.dim() == 0 else variance.reshape(-1)
 
 
-def as_noise(noise, num_samples: int, mean: torch.Tensor) -> torch.Tensor:
+def as_noise(noise, num_samples: int, mean: torch.Tensor, width: str = "latent width") -> torch.Tensor:
     """Standard normal draws [L, N, d]: fresh ones, or the caller's checked."""
     if noise is None:
         return torch.randn(num_samples, *mean.shape, dtype=mean.dtype, device=mean.device)
-    expected = f"[{num_samples}, {mean.shape[0]}, {mean.shape[1]}] (num_samples, batch, latent width)"
+    expected = f"[{num_samples}, {mean.shape[0]}, {mean.shape[1]}] (num_samples, batch, {width})"
     if not isinstance(noise, torch.Tensor):
         raise TypeError(f"noise: expected a tensor of shape {expected}, received {type_name(noise)}")
     if noise.dim() == 2 and num_samples == 1:

@@ -31,7 +31,7 @@ def explain(name: str, network: nn.Module, tensor: torch.Tensor, error: Exceptio
     """The mismatch behind an error, None if it is about something else."""
     parameters = network.parameters() if isinstance(network, nn.Module) else ()
     parameter = next((p for p in parameters if p.is_floating_point()), tensor)
-    what = "x" if name.endswith("encoder") else "latent samples"
+    what = "latent samples" if name == "decoder" else "x"
     if parameter.dtype != tensor.dtype and not torch.is_autocast_enabled(tensor.device.type):
         return TypeError(
             f"{name}: expected parameters of dtype {tensor.dtype}, that of {what}, received {parameter.dtype}"
@@ -47,13 +47,13 @@ def explain(name: str, network: nn.Module, tensor: torch.Tensor, error: Exceptio
     return None
 
 
-def split_posterior(output, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and log_std, each [N, d], from the encoder's output: [N, 2d], or that pair."""
+def split_posterior(output, x: torch.Tensor, name: str = "encoder") -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and log_std, each [N, d], from the output of the encoder or of a network like it: [N, 2d], or that pair."""
     count = x.shape[0]
     if isinstance(output, torch.Tensor):
         if output.dim() != 2 or output.shape[0] != count or output.shape[1] % 2 or output.shape[1] == 0:
             raise ValueError(
-                f"encoder: expected an output [{count}, 2d] (mean, then log_std; d >= 1), "
+                f"{name}: expected an output [{count}, 2d] (mean, then log_std; d >= 1), "
                 f"received shape {list(output.shape)}"
             )
         mean, log_std = output.chunk(2, dim=1)
@@ -66,15 +66,15 @@ def split_posterior(output, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
                 else type_name(output)
             )
             raise TypeError(
-                f"encoder: expected a tensor [N, 2d] or a pair (mean, log_std), received {received}"
+                f"{name}: expected a tensor [N, 2d] or a pair (mean, log_std), received {received}"
             )
         mean, log_std = output
         if mean.dim() != 2 or mean.shape[0] != count or mean.shape != log_std.shape or mean.shape[1] == 0:
             raise ValueError(
-                f"encoder: expected mean and log_std of the same shape [{count}, d], "
+                f"{name}: expected mean and log_std of the same shape [{count}, d], "
                 f"received {list(mean.shape)} and {list(log_std.shape)}"
             )
-    return match_dtype("encoder's mean", mean, x), match_dtype("encoder's log_std", log_std, x)
+    return match_dtype(f"{name}'s mean", mean, x), match_dtype(f"{name}'s log_std", log_std, x)
 
 
 def as_mean(output, x: torch.Tensor) -> torch.Tensor:

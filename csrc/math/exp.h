@@ -23,6 +23,7 @@ struct ExpConstants<float> {
   static constexpr Int kBias = 127;
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
   static constexpr float kLow = -104.0f, kHigh = 89.0f;
+  static constexpr float kPairLimit = 88.3762626647949f;  // 127.5 ln 2
   static constexpr float kLog2e = 1.44269504088896341f;
   static constexpr float kLn2High = 0.693145751953125f, kLn2Low = 1.42860682030941723e-6f;
   static constexpr int kDegree = 7;
@@ -35,6 +36,7 @@ struct ExpConstants<double> {
   static constexpr Int kBias = 1023;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kLow = -746.0, kHigh = 710.0;
+  static constexpr double kPairLimit = 709.436139303104;  // 1023.5 ln 2
   static constexpr double kLog2e = 1.44269504088896341;
   static constexpr double kLn2High = 0x1.62e42fefp-1, kLn2Low = 0x1.473de6af278edp-34;
   static constexpr int kDegree = 13;
@@ -60,9 +62,9 @@ FK_HOST_DEVICE typename ExpConstants<T>::Int rounded_to_int(T rounded) {
   return bits - origin;
 }
 
-// 1 + r/1 (1 + r/2 (1 + ...)) as a polynomial in r with coefficients 1/k!.
-template <typename T>
-FK_HOST_DEVICE T exp_taylor(T r) {
+// Σ_k r^((k - kFirst)/kStep) / k! for k = kFirst, kFirst + kStep, ... up to kDegree.
+template <int kFirst, int kStep, typename T>
+FK_HOST_DEVICE T taylor(T r) {
   constexpr double kInverseFactorial[] = {1.0,
                                           1.0,
                                           1.0 / 2,
@@ -77,13 +79,15 @@ FK_HOST_DEVICE T exp_taylor(T r) {
                                           1.0 / 39916800,
                                           1.0 / 479001600,
                                           1.0 / 6227020800.0};
-  T sum = static_cast<T>(kInverseFactorial[ExpConstants<T>::kDegree]);
+  constexpr int kDegree = ExpConstants<T>::kDegree;
+  constexpr int kLast = kDegree - (kDegree - kFirst) % kStep;
+  T sum = static_cast<T>(kInverseFactorial[kLast]);
 #if defined(__CUDACC__)
 #pragma unroll
 #else
 #pragma GCC unroll 16
 #endif
-  for (int k = ExpConstants<T>::kDegree - 1; k >= 0; --k) {
+  for (int k = kLast - kStep; k >= kFirst; k -= kStep) {
     sum = sum * r + static_cast<T>(kInverseFactorial[k]);
   }
   return sum;
@@ -103,8 +107,48 @@ FK_HOST_DEVICE T exp(T x) {
   const T r = (x - n * C::kLn2High) - n * C::kLn2Low;
   const auto first = rounded_to_int<T>(half);
   const auto second = rounded_to_int<T>(rounded) - first;
-  return exp_taylor(r) * power_of_two<T>(first) * power_of_two<T>(second);
+  return taylor<0, 1>(r) * power_of_two<T>(first) * power_of_two<T>(second);
 #endif
+}
+
+// e^x and e^-x from one reduction.
+template <typename T>
+struct ExpPair {
+  T growth;   // e^x - 1
+  T excess;   // e^x - 1 - x, which keeps its digits near zero
+  T inverse;  // e^-x
+};
+
+// e^±r - 1 = (cosh r - 1) ± sinh r: the even and the odd half of one polynomial. 2^n and 2^-n are one factor
+// each, so that infinity and zero begin at |x| = 127.5 ln 2 (float): within a factor of two of the type's
+// largest and smallest normal number.
+template <typename T>
+FK_HOST_DEVICE ExpPair<T> exp_pair(T x) {
+  using C = ExpConstants<T>;
+  using Int = typename C::Int;
+  const T rounded = x * C::kLog2e + C::kRound;
+  const T n = rounded - C::kRound;
+  const T r = (x - n * C::kLn2High) - n * C::kLn2Low;
+  const T scale = power_of_two<T>(rounded_to_int<T>(rounded));
+  const T inverse_scale = power_of_two<T>(Int(0) - rounded_to_int<T>(rounded));
+  const T square = r * r;
+  const T even = square * taylor<2, 2>(square);     // cosh r - 1
+  const T odd = r * square * taylor<3, 2>(square);  // sinh r - r
+  const T beyond = scale - T(1);                    // of e^x - 1, and of it less x: exact for n = 0
+  const T growth = scale * (even + (odd + r)) + beyond;
+  const T excess = scale * (even + odd) + ((scale * r - x) + beyond);
+  const T inverse = inverse_scale * (even - (odd + r)) + inverse_scale;
+  const bool large = x > C::kPairLimit, small = x < -C::kPairLimit;
+  const T infinity = static_cast<T>(__builtin_inf());
+  return {large   ? infinity
+          : small ? T(-1)
+                  : growth,
+          large   ? infinity
+          : small ? T(-1) - x
+                  : excess,
+          large   ? T(0)
+          : small ? infinity
+                  : inverse};
 }
 
 template <typename T>

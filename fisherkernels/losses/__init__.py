@@ -3,7 +3,9 @@
 from fisherkernels.losses.elbo import elbo_loss
 from fisherkernels.losses.fisher_ae import fisher_ae_loss
 from fisherkernels.losses.fisher_net import fisher_net_loss
+from fisherkernels.losses.fisher_shannon import fisher_shannon_loss
 from fisherkernels.losses.inference import inference_loss
+from fisherkernels.losses.mutual_information import mutual_ae_loss
 from fisherkernels.losses.output import LossOutput
 from fisherkernels.losses.score_matching import score_matching_loss
 from fisherkernels.losses.scores import decoder_score, stability
@@ -14,7 +16,9 @@ __all__ = [
     "elbo_loss",
     "fisher_ae_loss",
     "fisher_net_loss",
+    "fisher_shannon_loss",
     "inference_loss",
+    "mutual_ae_loss",
     "score_matching_loss",
     "stability",
 ]

@@ -5,7 +5,8 @@ import math
 import torch
 from torch.nn import functional as F
 
-from fisherkernels import checks, networks
+from fisherkernels import checks
+from fisherkernels.losses.autoencode import autoencode
 from fisherkernels.losses.output import LossOutput, empty_output, reduce_terms
 
 LIKELIHOODS = ("gaussian", "bernoulli", "bernoulli_logits")
@@ -72,31 +73,30 @@ def elbo_loss(
     >>> {name: list(term.shape) for name, term in terms.items()}
     {'reconstruction': [3], 'kl': [3]}
     """
+    variance = check_elbo(encoder, decoder, x, likelihood, variance, num_samples, reduction)
+    checks.check_weight("beta", beta)
+    if x.shape[0] == 0:
+        return empty_output(("reconstruction", "kl"), reduction, x, encoder, decoder, variance)
+
+    passed = autoencode(encoder, decoder, x, num_samples, noise)
+    terms = {
+        "reconstruction": negative_log_likelihood(passed.output, passed.data, likelihood, variance).mean(0),
+        "kl": beta * standard_normal_kl(passed.mean, passed.log_std),
+    }
+    return reduce_terms(terms, reduction)
+
+
+def check_elbo(encoder, decoder, x, likelihood, variance, num_samples, reduction) -> torch.Tensor:
+    """The arguments of every loss with a likelihood; gives the variance as a tensor, 0-d or [D]."""
     checks.check_choice("likelihood", likelihood, LIKELIHOODS)
     if likelihood != "gaussian" and (isinstance(variance, torch.Tensor) or variance != 1.0):
         raise ValueError(
             f"variance: expected to be left at 1.0 with likelihood={likelihood!r}, which has none"
         )
     variance = checks.check_common(encoder, decoder, x, variance, num_samples, reduction)
-    check_beta(beta)
     if likelihood != "gaussian":
         check_unit_interval("x", x, likelihood)
-    if x.shape[0] == 0:
-        return empty_output(("reconstruction", "kl"), reduction, x, encoder, decoder, variance)
-
-    mean, log_std = networks.split_posterior(networks.run_network("encoder", networks.call, encoder, x), x)
-    eps = checks.as_noise(noise, num_samples, mean)  # [L, N, d]
-    z = (mean + log_std.exp() * eps).flatten(0, 1)  # [L*N, d]
-    output = networks.run_network("decoder", networks.call, decoder, z)
-    output = networks.as_reconstruction(output, x, z.shape[0]).view(num_samples, *x.shape)
-
-    dtype = checks.working_dtype(x.dtype)
-    output, data = output.flatten(2).to(dtype), x.flatten(1).to(dtype)  # [L, N, D], [N, D]
-    terms = {
-        "reconstruction": negative_log_likelihood(output, data, likelihood, variance).mean(0),
-        "kl": beta * standard_normal_kl(mean.to(dtype), log_std.to(dtype)),
-    }
-    return reduce_terms(terms, reduction)
+    return variance
 
 
 def standard_normal_kl(mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
@@ -118,15 +118,6 @@ def negative_log_likelihood(output, data, likelihood: str, variance: torch.Tenso
     with torch.autocast(output.device.type, enabled=False):
         entropy = F.binary_cross_entropy(probability, label, reduction="none")
     return torch.where(missing, output + data, entropy).sum(-1)
-
-
-def check_beta(beta) -> None:
-    if not isinstance(beta, torch.Tensor):
-        checks.check_number("beta", beta)
-    elif beta.dim() != 0:
-        raise ValueError(f"beta: expected a float or a 0-d tensor, received shape {list(beta.shape)}")
-    elif checks.may_read_values(beta) and not beta >= 0:
-        raise ValueError(f"beta: expected a value >= 0, received {beta.item()}")
 
 
 def check_unit_interval(name: str, tensor: torch.Tensor, likelihood: str) -> None:

@@ -8,6 +8,7 @@ runs wherever there is no native kernel. Each is differentiable once, except tho
 from fisherkernels.ops._library import BackendStatus, backends, load_libraries, use_twins
 from fisherkernels.ops.cg_update import cg_update
 from fisherkernels.ops.factor_solve import factor_solve
+from fisherkernels.ops.gaussian_information import gaussian_information
 from fisherkernels.ops.gaussian_score import gaussian_score
 from fisherkernels.ops.half_squared_norm import half_squared_norm
 from fisherkernels.ops.metric_solve import metric_solve
@@ -23,6 +24,7 @@ __all__ = [
     "backends",
     "cg_update",
     "factor_solve",
+    "gaussian_information",
     "gaussian_score",
     "half_squared_norm",
     "load_libraries",

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from fisherkernels.losses import elbo_loss, fisher_ae_loss, inference_loss, score_matching_loss
+from fisherkernels.losses import elbo_loss, fisher_ae_loss, fisher_shannon_loss, inference_loss, score_matching_loss
 from fisherkernels.priors import PolynomialExponentialFamily
 
 N, D, d = 3, 4, 2
-LOSSES = [elbo_loss, fisher_ae_loss, inference_loss, score_matching_loss]
+LOSSES = [elbo_loss, fisher_ae_loss, fisher_shannon_loss, inference_loss, score_matching_loss]
 every = pytest.mark.parametrize("loss", LOSSES)
 
 

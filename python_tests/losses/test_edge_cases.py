@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fisherkernels.losses import elbo_loss, fisher_ae_loss
+from fisherkernels.losses import elbo_loss, fisher_ae_loss, fisher_shannon_loss
 from fisherkernels.priors import PolynomialExponentialFamily
 
 LOSSES = {
@@ -13,6 +13,8 @@ LOSSES = {
     "fisher_ae without stability": (fisher_ae_loss, {"stability": "none"}),
     "fisher_ae prior": (fisher_ae_loss, {"prior": PolynomialExponentialFamily(2, 5)}),
     "elbo gaussian": (elbo_loss, {}),
+    "fisher_shannon": (fisher_shannon_loss, {"lambda_x": 1.0}),
+    "fisher_shannon sampled": (fisher_shannon_loss, {"estimator": "sampled"}),
     "elbo bernoulli": (elbo_loss, {"likelihood": "bernoulli"}),
     "elbo bernoulli_logits": (elbo_loss, {"likelihood": "bernoulli_logits"}),
 }

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fisherkernels.losses import decoder_score, elbo_loss, fisher_ae_loss, stability
+from fisherkernels.losses import decoder_score, elbo_loss, fisher_ae_loss, fisher_shannon_loss, stability
 from fisherkernels.priors import PolynomialExponentialFamily
 
 
@@ -19,6 +19,7 @@ LOSSES = {
     "elbo gaussian": (elbo_loss, {"variance": 0.5}),
     "elbo bernoulli_logits": (elbo_loss, {"likelihood": "bernoulli_logits"}),
     "fisher_ae": (fisher_ae_loss, {"variance": 0.5}),
+    "fisher_shannon": (fisher_shannon_loss, {"variance": 0.5, "lambda_x": 1.0, "estimator": "sampled"}),
     "fisher_ae prior": (fisher_ae_loss, {"prior": PolynomialExponentialFamily(2, 3), "stability": "log_std"}),
 }
 

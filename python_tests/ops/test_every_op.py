@@ -7,6 +7,7 @@ from fisherkernels import ops
 
 DATA = {"rows": (4, 5), "pairs": (2, 5), "stack": (3, 4, 5), "columns": (5,), "coefficients": (5, 3)}
 CASES = {
+    "gaussian_information": ["rows", "rows"],
     "gaussian_score": ["pairs", "rows", "columns"],
     "half_squared_norm": ["rows"],
     "score_moments": ["stack"],

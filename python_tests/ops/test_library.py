@@ -21,6 +21,8 @@ ONLY_FULL_PRECISION = [
 ]
 KERNELS = [
     *ONLY_FULL_PRECISION,
+    "gaussian_information_rows",
+    "gaussian_information_backward_rows",
     "gaussian_score_rows",
     "gaussian_score_backward_chunks",
     "half_squared_norm_rows",
