@@ -9,7 +9,7 @@ TRAINING = "fisherkernels.training.command_line:main"
 COMMANDS = {  # name -> (module:function taking the arguments after "fisherkernels", what it does)
     "fit": (TRAINING, "train a model: --config configs/NAME.yaml; --ckpt_path last continues a run"),
     "validate": (TRAINING, "the loss terms of a trained model on the validation set"),
-    "test": (TRAINING, "loss terms and reconstruction errors of a trained model on the test set"),
+    "test": (TRAINING, "loss terms, errors and measures on the test set: --measures.nll_samples 5000 and others"),
     "predict": (TRAINING, "write latent codes and reconstructions of the test set to a file"),
     "demo": ("fisherkernels.report.demo:main", "train a Fisher AE and a VAE on digits; a page compares them"),
     "report": ("fisherkernels.report.comparison:main", "that page for trained models: --fisher_ae CKPT --vae CKPT"),

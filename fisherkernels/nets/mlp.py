@@ -9,7 +9,7 @@ from torch import nn
 from fisherkernels.nets.layers import check_sizes, make_activation, make_output
 
 
-def _stack(widths: Sequence[int], activation: str) -> list[nn.Module]:
+def fully_connected(widths: Sequence[int], activation: str) -> list[nn.Module]:
     """``Linear, activation, ..., Linear`` through the given widths."""
     layers: list[nn.Module] = []
     for i in range(len(widths) - 1):
@@ -28,6 +28,7 @@ class MLPEncoder(nn.Module):
         latent_dim: d.
         activation: one of ``relu, leaky_relu, elu, silu, softplus, tanh``.
         mean_only: leave log_std out, as FisherNet does.
+        repeat: how often the hidden layers follow one another: ``hidden=[300], repeat=20`` are 20 layers of 300.
     """
 
     def __init__(
@@ -37,11 +38,13 @@ class MLPEncoder(nn.Module):
         latent_dim: int,
         activation: str = "relu",
         mean_only: bool = False,
+        repeat: int = 1,
     ):
         super().__init__()
-        check_sizes(in_features=in_features, latent_dim=latent_dim, hidden=hidden)
+        check_sizes(in_features=in_features, latent_dim=latent_dim, hidden=hidden, repeat=repeat)
         out_features = latent_dim if mean_only else 2 * latent_dim
-        self.layers = nn.Sequential(nn.Flatten(), *_stack([in_features, *hidden, out_features], activation))
+        widths = [in_features, *repeat * list(hidden), out_features]
+        self.layers = nn.Sequential(nn.Flatten(), *fully_connected(widths, activation))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layers(x)
@@ -55,7 +58,7 @@ class MLPDecoder(nn.Module):
         hidden: widths of the hidden layers.
         out_shape: shape of one sample of x.
         output: ``sigmoid`` (values in [0, 1]), ``tanh`` or ``identity``.
-        activation: as for :class:`MLPEncoder`.
+        activation, repeat: as for :class:`MLPEncoder`.
     """
 
     def __init__(
@@ -65,11 +68,13 @@ class MLPDecoder(nn.Module):
         out_shape: Sequence[int],
         output: str = "sigmoid",
         activation: str = "relu",
+        repeat: int = 1,
     ):
         super().__init__()
-        check_sizes(latent_dim=latent_dim, out_shape=out_shape, hidden=hidden)
+        check_sizes(latent_dim=latent_dim, out_shape=out_shape, hidden=hidden, repeat=repeat)
+        widths = [latent_dim, *repeat * list(hidden), math.prod(out_shape)]
         self.layers = nn.Sequential(
-            *_stack([latent_dim, *hidden, math.prod(out_shape)], activation),
+            *fully_connected(widths, activation),
             make_output(output),
             nn.Unflatten(1, tuple(out_shape)),
         )

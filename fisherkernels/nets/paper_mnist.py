@@ -1,18 +1,20 @@
-"""The convolutional MNIST nets of Elkhalil et al., "Fisher Auto-Encoders" (AISTATS 2021), supplement, Table 1."""
+"""The convolutional MNIST nets of Elkhalil et al., "Fisher Auto-Encoders" (AISTATS 2021), supplement, Tables 1, 2."""
 
 import torch
 from torch import nn
 
 
 class PaperMNISTEncoder(nn.Module):
-    """Images [N, 1, 28, 28] -> [N, 2 d] = (mean, log_std); the paper has d = 8.
+    """Images [N, 1, 28, 28] -> [N, 2 d] = (mean, log_std), or, as in WAE-GAN, the code [N, d] alone; the paper: d = 8.
 
-    The supplement ends the net at (16, 1, 1); here that is flattened to 16 columns. It does not print the slope of
-    LeakyReLU: ``negative_slope`` = 0.2 is our choice.
+    The supplement ends the net at (16, 1, 1), or (8, 1, 1); here that is flattened to columns. It does not print the
+    slope of LeakyReLU: ``negative_slope`` = 0.2 is our choice. The last stride is 2 in its Table 1 and 1 in Table 2: on
+    the 3x3 maps there it makes no difference.
     """
 
-    def __init__(self, latent_dim: int = 8, negative_slope: float = 0.2):
+    def __init__(self, latent_dim: int = 8, negative_slope: float = 0.2, mean_only: bool = False):
         super().__init__()
+        outputs = latent_dim if mean_only else 2 * latent_dim
         self.layers = nn.Sequential(
             nn.Conv2d(1, 64, 3, 2, 2),  # [N, 64, 15, 15]
             nn.LeakyReLU(negative_slope),
@@ -25,7 +27,7 @@ class PaperMNISTEncoder(nn.Module):
             nn.Conv2d(256, 512, 3, 2, 1),  # [N, 512, 3, 3]
             nn.BatchNorm2d(512),
             nn.LeakyReLU(negative_slope),
-            nn.Conv2d(512, 2 * latent_dim, 3, 2, 0),  # [N, 2 d, 1, 1]
+            nn.Conv2d(512, outputs, 3, 2, 0),  # [N, outputs, 1, 1]
             nn.Flatten(),
         )
 

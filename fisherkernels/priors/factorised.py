@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from fisherkernels.priors.inverse_cdf import sample_inverse_cdf
+from fisherkernels.priors.normalizer import log_mass
 from fisherkernels.priors.truncation import truncation_bounds
 from fisherkernels.svgd import svgd
 
@@ -99,3 +100,12 @@ class FactorisedPrior(nn.Module):
         device = coefficients.device if generator is None else generator.device
         start = torch.randn(n, self.d, dtype=coefficients.dtype, device=device, generator=generator)
         return svgd(self.score, start.to(coefficients.device), steps, step_size, step_rule="rms")
+
+    @torch.no_grad()
+    def log_normalizer(self, interval: tuple[float, float] | torch.Tensor | None = None) -> torch.Tensor:
+        r"""log of the integral of exp(log_density) over :meth:`truncation`, 0-d: what makes ``log_density`` that of the
+        distribution ``sample`` draws from. `interval` as there.
+        """
+        coefficients = self.coefficients.detach()
+        total = log_mass(coefficients.double().cpu(), self.truncation(interval)).sum()
+        return total.to(coefficients)

@@ -41,20 +41,23 @@ class ImageDataset(Dataset):
 
 
 class BatchLoader:
-    """Batches ``(images, labels)`` of an :class:`ImageDataset`, in an order that is a function of (seed, epoch).
+    """Batches ``(x, labels)`` of a data set in memory, in an order that is a function of (seed, epoch).
 
     Args:
+        dataset: with a length, and giving (x, labels) for a tensor of indices, as :class:`ImageDataset` does.
         batch_size: samples per batch and rank.
         shuffle: draw a new permutation each epoch; incomplete batches are then left out, so that every training batch
             has the same size on every rank. Without it: index order, the last batch may be short.
         rank, world_size: this loader yields every ``world_size``-th sample of the order, starting at ``rank``.
         position: called when the first batch of an iteration is asked for; returns (epoch, number of batches of that
             epoch already used): so a run that was killed continues in mid-epoch. Without it, epochs are counted here.
+        noise_std: of Gaussian noise added to x, with ``shuffle`` a function of (seed, epoch, batch, rank), without it
+            the same in every epoch and for every seed.
     """
 
     def __init__(
         self,
-        dataset: ImageDataset,
+        dataset: Dataset,
         batch_size: int,
         *,
         shuffle: bool = False,
@@ -62,6 +65,7 @@ class BatchLoader:
         rank: int = 0,
         world_size: int = 1,
         position: Position | None = None,
+        noise_std: float = 0.0,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size: expected an int >= 1, received {batch_size}")
@@ -75,6 +79,7 @@ class BatchLoader:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.noise_std = noise_std
         self._position = position
         self._epoch = 0
 
@@ -99,7 +104,15 @@ class BatchLoader:
             epoch, start = self._position()
         order = self.order(epoch)
         for batch in range(start, len(self)):
-            yield self.dataset[order[batch * self.batch_size : (batch + 1) * self.batch_size]]
+            x, labels = self.dataset[order[batch * self.batch_size : (batch + 1) * self.batch_size]]
+            if self.noise_std:
+                x = x + self.noise_std * self._noise(x, epoch, batch)
+            yield x, labels
+
+    def _noise(self, x: Tensor, epoch: int, batch: int) -> Tensor:
+        seed, epoch = (self.seed, epoch) if self.shuffle else (0, 0)
+        stream = seeds.DATA_NOISE, int(self.shuffle), seed, epoch, batch, self.rank
+        return torch.randn(x.shape, generator=seeds.generator(*stream))
 
     def state_dict(self) -> dict[str, int]:
         """What the order depends on. Where to continue is not stored here: ``position`` knows."""

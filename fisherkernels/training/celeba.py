@@ -25,6 +25,7 @@ class CelebADataModule(ImageDataModule):
         image_size: S.
         attribute: name of the attribute that gives the labels.
         download: fetch missing files (needs the network and gdown).
+        batch_size, seed, noise_std: see :class:`InMemoryDataModule`.
     """
 
     def __init__(
@@ -34,9 +35,10 @@ class CelebADataModule(ImageDataModule):
         image_size: int = 64,
         attribute: str = "Smiling",
         download: bool = False,
+        noise_std: float = 0.0,
         seed: int = 0,
     ):
-        super().__init__(batch_size, seed)
+        super().__init__(batch_size, seed, noise_std)
         if image_size < 1:
             raise ValueError(f"image_size: expected an int >= 1, received {image_size}")
         self.root = root

@@ -17,6 +17,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 
+from fisherkernels.measures.callback import TestMeasures
 from fisherkernels.training import run_folder
 from fisherkernels.training.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from fisherkernels.training.loggers import CSVMetrics, TensorBoardEvents
@@ -67,6 +68,7 @@ class CommandLine(LightningCLI):
             default=100,
             help="How often last.ckpt is written during an epoch.",
         )
+        parser.add_lightning_class_args(TestMeasures, "measures")
         parser.add_argument("--overwrite", type=bool, default=False, help="Let fit replace the run in its folder.")
         parser.link_arguments("seed_everything", "model.init_args.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)

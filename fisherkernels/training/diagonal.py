@@ -2,15 +2,21 @@
 
 import torch
 from torch import Tensor
+from torch.distributions import Independent, Normal
 
+from fisherkernels import ops
 from fisherkernels.networks import split_posterior
 from fisherkernels.training.autoencoder import AutoEncoder
 
 
 class DiagonalAutoEncoder(AutoEncoder):
-    """Base of :class:`FisherAE` and :class:`VAE`: q(z|x) = N(mean, diag(exp(log_std))^2).
+    """Base of :class:`FisherAE`, :class:`VAE` and others: q(z|x) = N(mean, diag(exp(log_std))^2).
 
     The encoder takes x to [N, 2 d] = (mean, log_std), or to that pair. Noise is [L, N, d].
+
+    Validation and test log where the posterior lies in the Fisher-Shannon plane (Zheng et al., "Understanding VAEs in
+    Fisher-Shannon Plane"), means over the images: ``fisher_information`` = sum_j 1 / sigma_j^2, and ``entropy_power`` =
+    (prod_j sigma_j^2)^(1/d).
     """
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,7 +33,21 @@ class DiagonalAutoEncoder(AutoEncoder):
         mean, log_std = self.encode(x)
         return mean + log_std.exp() * noise  # [L, N, d]
 
+    def posterior(self, x: Tensor) -> Independent:
+        mean, log_std = self.encode(x)
+        return Independent(Normal(mean, log_std.exp(), validate_args=False), 1, validate_args=False)
+
     def predict_step(self, batch, batch_idx: int) -> dict[str, Tensor]:
         x, labels = batch
         mean, log_std = self.encode(x)
         return {"mean": mean, "log_std": log_std, "reconstruction": self.decode(mean), "label": labels}
+
+    def _evaluation_step(self, name: str, x: Tensor, stage: int, batch_idx: int) -> Tensor:
+        reconstruction = super()._evaluation_step(name, x, stage, batch_idx)
+        _, information, entropy_power = ops.gaussian_information(*self.encode(x))
+        plane = {
+            f"{name}/fisher_information": information.mean(),
+            f"{name}/entropy_power": entropy_power.mean(),
+        }
+        self.log_dict(plane, batch_size=len(x), sync_dist=True)
+        return reconstruction

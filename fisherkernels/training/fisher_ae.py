@@ -101,9 +101,29 @@ class FisherAE(DiagonalAutoEncoder):
             seen = self.all_gather(torch.stack(self._codes_seen)).view(-1, 2, self.latent_dim)
             self.code_range.copy_(torch.stack([seen[:, 0].amin(0), seen[:, 1].amax(0)], dim=1))
 
+    @property
+    def has_standard_normal_prior(self) -> bool:
+        return isinstance(self.prior, priors.StandardNormal)
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """log p(z), [..., d] -> [...].
+
+        Its constant makes the density one on the interval from which ``sample`` draws. An unconstrained polynomial is
+        no density beyond that, and the formula goes on: measures taken with such a prior then are those of no model.
+        """
+        if self.has_standard_normal_prior:
+            return super().log_prior(z)
+        return self.prior.log_density(z) - self.prior.log_normalizer(self._interval())
+
+    def prior_score(self, z: Tensor) -> Tensor:
+        return self.prior.score(z)
+
     def draw_latent(self, n: int, generator: torch.Generator | None) -> Tensor:
-        options = {}
-        if self.truncates_prior and torch.isfinite(self.code_range).all():
-            low, high = self.code_range.cpu().unbind(1)
-            options["interval"] = torch.stack([low, torch.maximum(high, low + 1e-6 * (1 + low.abs()))], dim=1)
-        return self.prior.sample(n, generator=generator, **options).to(self.device)
+        return self.prior.sample(n, generator=generator, interval=self._interval()).to(self.device)
+
+    def _interval(self) -> Tensor | None:
+        """Outer ends [d, 2] of the prior's truncation; None leaves them to the prior."""
+        if not (self.truncates_prior and torch.isfinite(self.code_range).all()):
+            return None
+        low, high = self.code_range.cpu().unbind(1)
+        return torch.stack([low, torch.maximum(high, low + 1e-6 * (1 + low.abs()))], dim=1)

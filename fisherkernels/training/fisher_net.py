@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
 
 from fisherkernels import losses, networks
 from fisherkernels.losses.fisher_net import fisher_net_loss
@@ -142,8 +143,9 @@ class FisherNet(AutoEncoder):
         metric = self.posterior_metric(x)
         return metric.sample(self.num_samples, noise=noise, mirrored=self.mirrored, **self.solver)
 
-    def draw_latent(self, n: int, generator: torch.Generator | None) -> Tensor:
-        return torch.randn(n, self.latent_dim, generator=generator).to(self.device)
+    def posterior(self, x: Tensor) -> MultivariateNormal:
+        metric = self.posterior_metric(x)
+        return MultivariateNormal(metric.mean, precision_matrix=metric.dense(), validate_args=False)
 
     def predict_step(self, batch, batch_idx: int) -> dict[str, Tensor]:
         x, labels = batch

@@ -12,6 +12,8 @@ RUN_FILES = (
     "predictions.npz",
     "validate.json",
     "test.json",
+    "posterior_std.csv",
+    "posterior_std.png",
     "samples",
 )
 

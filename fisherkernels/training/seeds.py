@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-TRAIN, VALIDATION, TEST, ORDER = range(4)  # the first word of a stream's key
+TRAIN, VALIDATION, TEST, ORDER, DATA_NOISE, DATA, MEASURE = range(7)  # the first word of a stream's key
 
 
 def fold_seed(*key: int) -> int:

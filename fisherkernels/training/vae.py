@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from fisherkernels import losses
+from fisherkernels.checks import check_number
 from fisherkernels.training.diagonal import DiagonalAutoEncoder
 
 
@@ -17,7 +17,7 @@ class VAE(DiagonalAutoEncoder):
             betas, seed: see :class:`AutoEncoder`; the variance belongs to the Gaussian likelihood.
         likelihood: ``gaussian``, ``bernoulli`` (the Fisher AE paper's VAE; the decoder gives probabilities) or
             ``bernoulli_logits``.
-        beta: weight of the KL divergence.
+        beta: weight of the KL divergence, >= 0; other than 1 it is the beta-VAE (Higgins et al., ICLR 2017).
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class VAE(DiagonalAutoEncoder):
             decoder,
             latent_dim,
             num_samples=num_samples,
+            likelihood=likelihood,
             variance=variance,
             learn_variance=learn_variance,
             learning_rate=learning_rate,
@@ -48,11 +49,8 @@ class VAE(DiagonalAutoEncoder):
             betas=betas,
             seed=seed,
         )
-        if likelihood != "gaussian" and (learn_variance or variance != 1.0):
-            name, value = ("learn_variance", True) if learn_variance else ("variance", variance)
-            raise ValueError(f"{name}: expected likelihood='gaussian' with {name}={value}, received {likelihood!r}")
+        check_number("beta", beta)
         self.save_hyperparameters(ignore=["encoder", "decoder"], logger=False)
-        self.likelihood = likelihood
         self.beta = beta
 
     def loss(self, x: Tensor, noise: Tensor) -> losses.LossOutput:
@@ -62,14 +60,7 @@ class VAE(DiagonalAutoEncoder):
             x,
             beta=self.beta,
             likelihood=self.likelihood,
-            variance=self.variance if self.likelihood == "gaussian" else 1.0,
+            variance=self.likelihood_variance,
             num_samples=self.num_samples,
             noise=noise,
         )
-
-    def decode(self, z: Tensor) -> Tensor:
-        mean = self.decoder(z)
-        return mean.sigmoid() if self.likelihood == "bernoulli_logits" else mean
-
-    def draw_latent(self, n: int, generator: torch.Generator | None) -> Tensor:
-        return torch.randn(n, self.latent_dim, generator=generator).to(self.device)

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import fx, nn
 
+import fisherkernels as fk
 from fisherkernels import nets
 
 STANDARD_LAYERS = (
@@ -134,3 +135,103 @@ def test_bad_arguments_are_named():
         nets.MLPEncoder(4, [3], 2, "gelu")
     with pytest.raises(ValueError, match="output must be one of .*; got 'softmax'"):
         nets.MLPDecoder(2, [3], (4,), "softmax")
+
+
+def test_wae_gan_nets_are_table_2():
+    encoder = nets.PaperMNISTEncoder(mean_only=True)
+    assert describe(encoder) == [*PAPER_ENCODER[:-1], ("Conv2d", 512, 8, 3, 2, 0)]
+    assert encoder(torch.rand(2, 1, 28, 28)).shape == (2, 8)
+    discriminator = nets.LatentDiscriminator(8)
+    assert [type(layer) for layer in discriminator.layers] == [nn.Linear, nn.ReLU, nn.Linear, nn.Flatten]
+    assert [(layer.in_features, layer.out_features) for layer in discriminator.layers[::2]] == [(8, 256), (256, 1)]
+    assert discriminator(torch.randn(5, 8)).shape == (5,)
+
+
+def test_paper_celeba_nets_fit_together():
+    encoder, decoder = nets.PaperCelebAEncoder(), nets.PaperCelebADecoder()
+    assert encoder.layers[-1].in_features == 8192 and encoder.layers[-1].out_features == 128
+    assert nets.PaperCelebAEncoder(mean_only=True).layers[-1].out_features == 64
+    assert [row[1:] for row in describe(encoder) if row[0] == "Conv2d"] == [
+        (3, 64, 5, 1, 2), (64, 128, 5, 1, 2), (128, 256, 5, 1, 2), (256, 512, 5, 1, 2),
+    ]  # fmt: skip
+    assert [row[1:] for row in describe(decoder) if row[0] == "Conv2d"] == [
+        (64, 512, 5, 1, 2), (512, 256, 5, 1, 2), (256, 128, 5, 1, 2), (128, 64, 5, 1, 2), (64, 3, 5, 1, 2),
+    ]  # fmt: skip
+    image = torch.rand(2, 3, 64, 64)
+    assert encoder(image).shape == (2, 128)
+    assert decoder(torch.randn(2, 64)).shape == image.shape
+
+
+def test_repeated_layers():
+    encoder = nets.MLPEncoder(784, [300], 40, repeat=20)
+    decoder = nets.MLPDecoder(40, [30, 20], (1, 28, 28), repeat=2)
+    widths = [layer.out_features for layer in encoder.layers if isinstance(layer, nn.Linear)]
+    assert widths == [300] * 20 + [80]
+    widths = [layer.out_features for layer in decoder.layers if isinstance(layer, nn.Linear)]
+    assert widths == [30, 20, 30, 20, 784]
+    with pytest.raises(ValueError, match="repeat must be at least 1; got 0"):
+        nets.MLPEncoder(4, [3], 2, repeat=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 32), (3, 64, 64), (2, 8, 8)])
+def test_dcgan_nets(shape):
+    encoder = nets.DCGANEncoder(shape, latent_dim=5, width=4)
+    decoder = nets.DCGANDecoder(5, shape, width=4)
+    assert encoder(torch.rand(2, *shape)).shape == (2, 10)
+    assert nets.DCGANEncoder(shape, 5, 4, mean_only=True)(torch.rand(2, *shape)).shape == (2, 5)
+    image = decoder(torch.randn(2, 5))
+    assert image.shape == (2, *shape) and 0 <= image.min() and image.max() <= 1
+
+
+def test_dcgan_layers():
+    assert describe(nets.DCGANEncoder((1, 32, 32))) == [
+        ("Conv2d", 1, 64, 4, 2, 1), ("LeakyReLU",),
+        ("Conv2d", 64, 128, 4, 2, 1), ("BatchNorm2d",), ("LeakyReLU",),
+        ("Conv2d", 128, 256, 4, 2, 1), ("BatchNorm2d",), ("LeakyReLU",),
+        ("Conv2d", 256, 200, 4, 1, 0),
+    ]  # fmt: skip
+    assert describe(nets.DCGANDecoder()) == [
+        ("ConvTranspose2d", 100, 256, 4, 1, 0), ("BatchNorm2d",), ("ReLU",),
+        ("ConvTranspose2d", 256, 128, 4, 2, 1), ("BatchNorm2d",), ("ReLU",),
+        ("ConvTranspose2d", 128, 64, 4, 2, 1), ("BatchNorm2d",), ("ReLU",),
+        ("ConvTranspose2d", 64, 1, 4, 2, 1), ("Sigmoid",),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 32), (3, 16, 24)])
+def test_resnet_18_nets(shape):
+    encoder = nets.ResNet18Encoder(shape, latent_dim=5, width=4)
+    decoder = nets.ResNet18Decoder(5, shape, width=4)
+    assert encoder(torch.rand(2, *shape)).shape == (2, 10)
+    assert nets.ResNet18Encoder(shape, 5, 4, mean_only=True)(torch.rand(2, *shape)).shape == (2, 5)
+    image = decoder(torch.randn(2, 5))
+    assert image.shape == (2, *shape) and 0 <= image.min() and image.max() <= 1
+    # 17 convolutions and one Linear layer make the 18; shortcuts of other shapes add three
+    convolutions = [layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d)]
+    assert sum(layer.kernel_size == (3, 3) for layer in convolutions) == 17
+    assert sum(layer.kernel_size == (1, 1) for layer in convolutions) == 3
+    assert encoder.layers[-1].in_features == 32
+
+
+def test_the_resnets_derivatives_need_no_fallback():
+    """The residual blocks are linearised by rules; vector-Jacobian products are those of autograd."""
+    torch.manual_seed(0)
+    encoder = nets.ResNet18Encoder((1, 8, 8), 2, 2).double().eval()
+    decoder = nets.ResNet18Decoder(2, (1, 8, 8), 2).double().eval()
+    for net, x in ((encoder, torch.rand(3, 1, 8, 8)), (decoder, torch.randn(3, 2))):
+        x = x.double().requires_grad_()
+        linearization = fk.linearize(net, x)
+        assert not any("torch.func" in rule for rule in linearization.rules.values())
+        cotangent = torch.randn_like(linearization.value)
+        (expected,) = torch.autograd.grad(net(x), x, cotangent)
+        torch.testing.assert_close(linearization.vjp(cotangent), expected)
+
+
+def test_bad_image_sizes_are_named():
+    for make in (nets.DCGANEncoder, lambda shape: nets.DCGANDecoder(out_shape=shape)):
+        for shape in ((1, 28, 28), (1, 32, 16), (1, 4, 4)):
+            with pytest.raises(ValueError, match=r"shape must be \(C, S, S\) with S = 8, 16, 32, ...; got \[1, "):
+                make(shape)
+    for make in (nets.ResNet18Encoder, lambda shape: nets.ResNet18Decoder(out_shape=shape)):
+        with pytest.raises(ValueError, match=r"shape must be \(C, H, W\) with H and W multiples of 8; got \[1, 28, "):
+            make((1, 28, 28))

@@ -1,4 +1,5 @@
 import csv
+import struct
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -14,14 +15,19 @@ from fisherkernels import training
 def tiny_model(kind=training.FisherAE, seed=3, **kwargs):
     """Nets with all that makes a resume hard: BatchNorm statistics, Dropout's own noise, two optimiser groups."""
     torch.manual_seed(seed)
-    outputs = 3 if kind is training.FisherNet else 6
+    outputs = 3 if kind in (training.FisherNet, training.WAEGAN) else 6
     encoder = nn.Sequential(
         nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.2), nn.Linear(12, outputs)
     )
     decoder = nn.Sequential(nn.Linear(3, 12), nn.Tanh(), nn.Linear(12, 64), nn.Sigmoid(), nn.Unflatten(1, (1, 8, 8)))
-    options = {training.VAE: {"likelihood": "gaussian"}, training.FisherNet: {"method": "cholesky"}}.get(kind, {})
-    options |= {"learn_variance": True, "learning_rate": 1e-3, "seed": seed} | kwargs
-    return kind(encoder, decoder, latent_dim=3, **options)
+    options = {"learning_rate": 1e-3, "seed": seed}
+    if kind is not training.WAEGAN:
+        options["learn_variance"] = True
+    if kind in (training.VAE, training.FisherShannon, training.MutualAE):
+        options["likelihood"] = "gaussian"
+    if kind is training.FisherNet:
+        options["method"] = "cholesky"
+    return kind(encoder, decoder, latent_dim=3, **(options | kwargs))
 
 
 def fit(folder: Path, callbacks=(), model=None, ckpt_path=None, batch_size=256, every_n_steps=2, **kwargs):
@@ -99,3 +105,33 @@ def run():
         "model": staticmethod(tiny_model), "fit": staticmethod(fit), "rows": staticmethod(read_rows),
         "assert_same": staticmethod(assert_same_run),
     })  # fmt: skip
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    """The IDX format: two zero bytes, type 8 (unsigned byte), number of dimensions, the sizes big-endian, the data."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes())
+
+
+def write_mnist(root: Path, train: int, test: int) -> Path:
+    """Noise in the files of MNIST and FashionMNIST, with the labels 0, 1, ..., 9, 0, ..."""
+    random = np.random.default_rng(0)
+    for name in ("MNIST", "FashionMNIST"):
+        for part, n in (("train", train), ("t10k", test)):
+            folder = root / name / "raw"
+            images = random.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+            write_idx(folder / f"{part}-images-idx3-ubyte", images)
+            write_idx(folder / f"{part}-labels-idx1-ubyte", np.arange(n, dtype=np.uint8) % 10)
+    return root
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Root folder of 40 training and 12 test images."""
+    return write_mnist(tmp_path, 40, 12)
+
+
+@pytest.fixture
+def larger_root(tmp_path):
+    """Root folder of 120 training and 40 test images."""
+    return write_mnist(tmp_path, 120, 40)

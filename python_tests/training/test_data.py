@@ -1,28 +1,8 @@
-import struct
-
 import numpy as np
 import pytest
 import torch
 
-from fisherkernels.training import DigitsDataModule, FashionMNISTDataModule, MNISTDataModule
-
-
-def write_idx(path, array):
-    """The IDX format: two zero bytes, type 8 (unsigned byte), number of dimensions, the sizes big-endian, the data."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes())
-
-
-@pytest.fixture
-def root(tmp_path):
-    random = np.random.default_rng(0)
-    for name in ("MNIST", "FashionMNIST"):
-        for part, n in (("train", 40), ("t10k", 12)):
-            folder = tmp_path / name / "raw"
-            images = random.integers(0, 256, (n, 28, 28), dtype=np.uint8)
-            write_idx(folder / f"{part}-images-idx3-ubyte", images)
-            write_idx(folder / f"{part}-labels-idx1-ubyte", np.arange(n, dtype=np.uint8) % 10)
-    return tmp_path
+from fisherkernels.training import BatchLoader, DigitsDataModule, FashionMNISTDataModule, MNISTDataModule
 
 
 def test_digits():
@@ -84,3 +64,53 @@ def test_validation_size_is_checked(root):
         ValueError, match="val_size: expected an int below 40, the number of training images, received 40"
     ):
         MNISTDataModule(root=str(root), val_size=40).setup()
+
+
+def test_padding_is_zeros_around_the_image(root):
+    options = {"root": str(root), "batch_size": 8, "val_size": 10}
+    plain, padded = MNISTDataModule(**options), MNISTDataModule(**options, image_size=33)
+    for data in (plain, padded):
+        data.setup()
+    images = padded.train_set[:][0]
+    assert images.shape == (30, 1, 33, 33)
+    assert torch.equal(images[..., 2:30, 2:30], plain.train_set[:][0])
+    assert padded.train_set.raw.sum() == plain.train_set.raw.sum()
+
+
+def test_noise_is_new_in_every_epoch_of_training_and_the_same_in_evaluation(root):
+    def batches(loader):
+        return torch.cat([x for x, _ in loader])
+
+    data = MNISTDataModule(str(root), batch_size=10, val_size=10, image_size=32, noise_std=0.1, seed=1)
+    data.setup()
+    loader = data.train_dataloader()
+    order = [loader.order(epoch) for epoch in range(2)]
+    noise = [batches(loader) - data.train_set[order[epoch]][0] for epoch in range(2)]
+    assert all(abs(draws.std() - 0.1) < 0.002 and abs(draws.mean()) < 0.002 for draws in noise)
+    aligned = [draws[indices.argsort()] for draws, indices in zip(noise, order, strict=True)]
+    assert (aligned[0] - aligned[1]).std() > 0.13
+    assert len(torch.unique(aligned[0].flatten(1), dim=0)) == 30
+    assert torch.equal(batches(data.train_dataloader()), noise[0] + data.train_set[order[0]][0])
+
+    other = MNISTDataModule(str(root), batch_size=10, val_size=10, image_size=32, noise_std=0.1, seed=2)
+    other.setup()
+    loader = data.test_dataloader()
+    assert torch.equal(batches(loader), batches(loader))
+    assert torch.equal(batches(loader), batches(other.test_dataloader()))
+    assert not torch.equal(batches(loader), data.test_set[:][0])
+
+
+def test_noise_continues_in_mid_epoch(root):
+    data = MNISTDataModule(str(root), batch_size=10, val_size=10, noise_std=0.1)
+    data.setup()
+    options = {"shuffle": True, "noise_std": 0.1}
+    whole = list(BatchLoader(data.train_set, 10, **options, position=lambda: (4, 0)))
+    rest = list(BatchLoader(data.train_set, 10, **options, position=lambda: (4, 2)))
+    assert len(rest) == 1 and torch.equal(rest[0][0], whole[2][0])
+
+
+def test_bad_padding_and_noise_are_named():
+    with pytest.raises(ValueError, match="image_size: expected an int >= 28, received 27"):
+        MNISTDataModule(image_size=27)
+    with pytest.raises(ValueError, match="noise_std: expected a finite number >= 0, received -0.1"):
+        MNISTDataModule(noise_std=-0.1)

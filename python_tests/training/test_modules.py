@@ -12,7 +12,9 @@ from fisherkernels.training import (
     DigitsDataModule,
     FisherAE,
     FisherNet,
+    FisherShannon,
     ImageDataset,
+    MutualAE,
     NonFiniteLossError,
     seeds,
 )  # fmt: skip
@@ -21,6 +23,8 @@ TERMS = {
     FisherAE: ("posterior", "reconstruction", "stability"),
     FisherNet: ("prior", "reconstruction", "noise", "noise_prior"),
     VAE: ("reconstruction", "kl"),
+    FisherShannon: ("reconstruction", "kl", "information_z", "information_x"),
+    MutualAE: ("reconstruction", "kl", "information", "approximation"),
 }
 
 
@@ -280,3 +284,39 @@ def test_processes_train_as_one(tmp_path):
         rows = [line.split(",") for line in file.read().split()]
     column = rows[0].index("train/loss")
     assert [float(row[column]) for row in rows[1:]] == pytest.approx(logged, rel=1e-5)
+
+
+def test_bce_is_left_out_where_the_data_leave_the_unit_interval(run):
+    class Shifted(DigitsDataModule):
+        def __init__(self):
+            super().__init__(batch_size=128, noise_std=0.1)
+
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    for data, expected in ((Shifted(), False), (DigitsDataModule(batch_size=128), True)):
+        (results,) = trainer.test(run.model(VAE).eval(), data, verbose=False)
+        assert ("test/bce" in results) is expected and "test/mse" in results
+
+
+def test_beta_is_checked(run):
+    with pytest.raises(ValueError, match="beta: expected a finite number >= 0, received -1.0"):
+        run.model(VAE, beta=-1.0)
+
+
+def test_the_fisher_aes_prior_is_a_density_where_it_is_sampled(run):
+    for options in ({}, {"prior_order": 4, "prior_constraint": "normalizable"}, {"prior": "standard_normal"}):
+        model = run.model(**options)
+        if options != {"prior": "standard_normal"}:
+            with torch.no_grad():
+                model.prior.raw_coefficients[:, 0] += 0.3
+                model.prior.raw_coefficients[:, 2] += 0.005
+        low, high = (-2.0, 1.5) if model.truncates_prior else (-8.0, 8.0)
+        model.code_range.copy_(torch.tensor([[low, high]] * 3))
+        grid = torch.linspace(low, high, 2001, dtype=torch.float64)
+        points = torch.zeros(2001, 3)
+        points[:, 1] = grid
+        others = model.log_prior(torch.zeros(3)) * 2 / 3  # of the two coordinates at zero
+        mass = torch.trapezoid((model.log_prior(points) - others).double().exp(), grid)
+        assert mass.item() == pytest.approx(1, abs=1e-3)
+        z = torch.randn(4, 3, requires_grad=True)
+        (score,) = torch.autograd.grad(model.log_prior(z).sum(), z)
+        torch.testing.assert_close(model.prior_score(z), score)

@@ -1,0 +1,86 @@
+"""The mutual auto-encoder as a LightningModule."""
+
+import copy
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fisherkernels import losses
+from fisherkernels.checks import check_number
+from fisherkernels.training.diagonal import DiagonalAutoEncoder
+
+
+class MutualAE(DiagonalAutoEncoder):
+    """Phuong et al., "The Mutual Autoencoder" (2018), the baseline of :class:`FisherShannon`: Adam on
+    :func:`fk.mutual_ae_loss`, a VAE whose mutual information is held at a given value.
+
+    Args:
+        encoder, decoder, latent_dim, num_samples, variance, learn_variance, learning_rate, variance_learning_rate,
+            betas, seed: see :class:`AutoEncoder`; the variance belongs to the Gaussian likelihood.
+        weight: C, of the control.
+        information: M, the mutual information it asks for, in nats.
+        approximation: the net of r(z|x), from x to what the encoder gives; None: the encoder's layers with parameters
+            of their own, started at the encoder's.
+        likelihood: ``gaussian``, ``bernoulli`` (the decoder gives probabilities) or ``bernoulli_logits``.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        latent_dim: int = 40,
+        *,
+        weight: float = 1.0,
+        information: float = 0.0,
+        approximation: nn.Module | None = None,
+        likelihood: Literal["gaussian", "bernoulli", "bernoulli_logits"] = "bernoulli",
+        num_samples: int = 1,
+        variance: float = 1.0,
+        learn_variance: bool = False,
+        learning_rate: float = 1e-3,
+        variance_learning_rate: float = 1e-2,
+        betas: tuple[float, float] = (0.9, 0.999),
+        seed: int = 0,
+    ):
+        super().__init__(
+            encoder,
+            decoder,
+            latent_dim,
+            num_samples=num_samples,
+            likelihood=likelihood,
+            variance=variance,
+            learn_variance=learn_variance,
+            learning_rate=learning_rate,
+            variance_learning_rate=variance_learning_rate,
+            betas=betas,
+            seed=seed,
+        )
+        for name, value in (("weight", weight), ("information", information)):
+            check_number(name, value)
+        self.save_hyperparameters(ignore=["encoder", "decoder", "approximation"], logger=False)
+        self.weight = weight
+        self.information = information
+        self.approximation = copy.deepcopy(encoder) if approximation is None else approximation
+
+    def loss(self, x: Tensor, noise: tuple[Tensor, Tensor, Tensor]) -> losses.LossOutput:
+        return losses.mutual_ae_loss(
+            self.encoder,
+            self.decoder,
+            x,
+            approximation=self.approximation,
+            weight=self.weight,
+            information=self.information,
+            likelihood=self.likelihood,
+            variance=self.likelihood_variance,
+            num_samples=self.num_samples,
+            noise=noise,
+        )
+
+    def draw_noise(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the posterior and of the prior, each [L, N, d], and of the data [L, N, D]."""
+        widths = (self.latent_dim, self.latent_dim, x.shape[1:].numel())
+        return tuple(torch.randn(self.num_samples, len(x), width, generator=generator).to(x) for width in widths)
+
+    def sample_posterior(self, x: Tensor, noise: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        return super().sample_posterior(x, noise[0])
