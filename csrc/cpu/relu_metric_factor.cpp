@@ -16,7 +16,7 @@ namespace {
 constexpr int64_t kRows = 4;
 constexpr int64_t kMostVectors = 3;
 
-// out[r][k] = Σ_i rows[r][offsets[i]] tangents[i][k] for r < kRows, k in vectors first..last-1.
+// out[r][k] = Σ_i rows[r][offsets[i]] tangents[i][k] for r < kRows, i < count, and a range of columns k.
 template <typename T>
 struct Picked {
   T* out;

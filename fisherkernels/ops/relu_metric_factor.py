@@ -34,6 +34,8 @@ def relu_metric_factor(first: Tensor, weights: Sequence[Tensor], values: Sequenc
         TypeError: for a dtype other than float32 and float64, or mixed dtypes.
         ValueError: for shapes that do not go together, or mixed devices.
         RuntimeError: where autograd would record the call; FisherMetric differentiates implicitly.
+
+    Source: Zacherl, Frank and Enßlin, Entropy 2021, eq. 20, for the metric.
     """
     name = "relu_metric_factor"
     check_full_precision(name, "first", first)
