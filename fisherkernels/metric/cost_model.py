@@ -32,6 +32,13 @@ class Constants(NamedTuple):
     active: tuple[float, ...] | None  # per FLOP of relu_metric_factor, by d; None without its kernel
 
 
+class Active(NamedTuple):
+    """FLOPs of the direct route over the active units of a ReLU network."""
+
+    units: float  # products with the tangents, and the Gram matrices
+    gram: float  # of the last layer's weights, where it is not there yet
+
+
 class Problem(NamedTuple):
     """Sizes of a solve: N, d, D, right-hand sides per sample, and the work of one tangent of one sample."""
 
@@ -42,14 +49,7 @@ class Problem(NamedTuple):
     flops: float
     bytes: float
     steps: int
-    active: "Active | None" = None
-
-
-class Active(NamedTuple):
-    """FLOPs of the direct route over the active units of a ReLU network."""
-
-    units: float  # products with the tangents, and the Gram matrices
-    gram: float  # of the last layer's weights, where it is not there yet
+    active: Active | None = None
 
 
 class Seen(NamedTuple):

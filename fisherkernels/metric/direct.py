@@ -14,9 +14,8 @@ def factor_and_solve(
     operator: MetricOperator, rhs: Tensor, data: Tensor | None, memory_budget: int
 ) -> tuple[Tensor, Tensor]:
     """M^-1 (rhs + J^T data) [S, N, d] and M's Cholesky factor [N, d, d]; rhs [S, N, d], data [S, N, D] or None."""
-    chain = operator.active_chain()
-    if chain is not None:
-        factor = ops.relu_metric_factor(*chain, operator.weight_gram())
+    if operator.chain is not None:
+        factor = ops.relu_metric_factor(*operator.chain, operator.weight_gram())
         return ops.factor_solve(factor, rhs if data is None else rhs + operator.pull(data)), factor
     reduced = _reduced_tangents(operator)
     if reduced is not None:

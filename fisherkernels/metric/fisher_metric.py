@@ -297,7 +297,7 @@ class FisherMetric:
     def _choose(self, num_rhs: int, tol: float) -> str:
         rows, width = self.mean.shape
         if torch.compiler.is_compiling():
-            direct = width <= COMPILED_CHOLESKY or self._operator.active_chain() is not None
+            direct = width <= COMPILED_CHOLESKY or self._operator.chain is not None
             return "cholesky" if direct else "cg"
         if self._factor is not None or rows * width * num_rhs == 0:
             return "cholesky"

@@ -16,7 +16,7 @@ class MetricOperator:
 
     Where the network ends in a linear layer W [D, h] and the precision is shared by the samples, J = W T and the last
     layer enters only through W^T N^-1 W [h, h]: ``weight_gram`` is formed once, and every later product costs h²
-    instead of 2 h D multiply-adds at that layer.
+    instead of 2 h D multiply-adds at that layer. ``chain`` is there where M is best made from active units alone.
     """
 
     def __init__(self, linearization: Linearization, mean: Tensor, precision: Tensor):
@@ -25,7 +25,7 @@ class MetricOperator:
         self.columns = linearization.value.shape[1:].numel()
         self.last = linearization.last_linear() if precision.shape[0] == 1 else None
         self._weight_gram: Tensor | None = None
-        self._chain: ReluChain | None = linearization.relu_chain() if self.last is not None else None
+        self.chain = self._active_chain()
 
     def push(self, v: Tensor) -> Tensor:
         """J v: [..., N, d] -> [..., N, D]."""
@@ -61,23 +61,25 @@ class MetricOperator:
             self._weight_gram = weight.t() @ scaled
         return self._weight_gram
 
-    def active_chain(self) -> ReluChain | None:
+    def _active_chain(self) -> ReluChain | None:
         """Weights and units of a ReLU network, outside the graph, where the kernel for active units is the fastest way
         to M: on a CPU, and with enough tangents to pay for ``weight_gram``.
         """
-        if self._chain is None or self.mean.device.type != "cpu" or not ops.backends()["cpu"].active:
+        if self.last is None or self.mean.device.type != "cpu" or not ops.backends()["cpu"].active:
             return None
         if self.mean.numel() < self.last.weight.shape[1]:
             return None
-        first, weights, values = self._chain
+        chain = self.linearization.relu_chain()
+        if chain is None:
+            return None
+        first, weights, values = chain
         return ReluChain(first.detach(), tuple(w.detach() for w in weights), tuple(v.detach() for v in values))
 
     def active_work(self) -> cost_model.Active | None:
         """What ``relu_metric_factor`` has to do, by the units that are on in some of the samples."""
-        chain = self.active_chain()
-        if chain is None:
+        if self.chain is None:
             return None
-        some = [value[:_SAMPLES_COUNTED] for value in chain.values]
+        some = [value[:_SAMPLES_COUNTED] for value in self.chain.values]
         on = [int(value.count_nonzero()) / max(1, len(value)) for value in some]
         rows, width = self.mean.shape
         products = sum(a * b for a, b in zip(on, on[1:], strict=False)) + on[-1] ** 2

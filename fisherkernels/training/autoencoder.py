@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torchmetrics import MaxMetric, MeanMetric, MeanSquaredError
 
+from fisherkernels import networks
 from fisherkernels.checks import check_choice
 from fisherkernels.losses import LossOutput
 from fisherkernels.losses.elbo import LIKELIHOODS, negative_log_likelihood
@@ -233,14 +234,27 @@ class AutoEncoder(pl.LightningModule):
         self.log(f"{name}/loss", loss, prog_bar=True, batch_size=len(x), sync_dist=True)
         means = {f"{name}/{term}": value.mean() for term, value in terms.items()}
         self.log_dict(means, batch_size=len(x), sync_dist=True)
-        reconstruction = self.reconstruct(x)
-        z = self.sample_posterior(x, self._noise(x, stage, batch_idx))
-        sampled = self.decode(z.flatten(0, 1))  # [L * N, ...]
+        mean, z = self._codes(name, x, self._noise(x, stage, batch_idx))
+        reconstruction, sampled = self.decode(mean), self.decode(z.flatten(0, 1))  # [N, ...], [L * N, ...]
         for error, image in (("mse", reconstruction), ("mse_sampled", sampled)):
             metric = self.errors[f"{name}_{error}"]
             metric(image, x.repeat(len(image) // len(x), *(1 for _ in x.shape[1:])))
             self.log(f"{name}/{error}", metric)
         return reconstruction
+
+    def _only_output(self, x: Tensor, name: str) -> Tensor:
+        """What an encoder gives that gives [N, d] and nothing else; ``name`` says what that is."""
+        output = networks.as_mean(self.encoder(x), x)
+        if output.shape[1] != self.latent_dim:
+            raise ValueError(
+                f"encoder: expected the {name} alone, [{len(x)}, {self.latent_dim}], received {list(output.shape)}; "
+                "the encoders of fisherkernels.nets give it with mean_only=True"
+            )
+        return output
+
+    def _codes(self, name: str, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Posterior means [N, d] and samples [L, N, d] of an evaluation's batch; ``name`` is val or test."""
+        return self.encode_mean(x), self.sample_posterior(x, noise)
 
     def _is_logged(self, batch_idx: int) -> bool:
         """Whether the step that begins now is one of every ``log_every_n_steps``."""

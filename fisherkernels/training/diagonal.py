@@ -42,12 +42,12 @@ class DiagonalAutoEncoder(AutoEncoder):
         mean, log_std = self.encode(x)
         return {"mean": mean, "log_std": log_std, "reconstruction": self.decode(mean), "label": labels}
 
-    def _evaluation_step(self, name: str, x: Tensor, stage: int, batch_idx: int) -> Tensor:
-        reconstruction = super()._evaluation_step(name, x, stage, batch_idx)
-        _, information, entropy_power = ops.gaussian_information(*self.encode(x))
+    def _codes(self, name: str, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = self.encode(x)
+        _, information, entropy_power = ops.gaussian_information(mean, log_std)
         plane = {
             f"{name}/fisher_information": information.mean(),
             f"{name}/entropy_power": entropy_power.mean(),
         }
         self.log_dict(plane, batch_size=len(x), sync_dist=True)
-        return reconstruction
+        return mean, mean + log_std.exp() * noise

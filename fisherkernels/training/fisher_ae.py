@@ -90,11 +90,11 @@ class FisherAE(DiagonalAutoEncoder):
     def on_validation_epoch_start(self) -> None:
         self._codes_seen = []
 
-    def validation_step(self, batch, batch_idx: int) -> None:
-        super().validation_step(batch, batch_idx)
-        if self.truncates_prior:
-            mean, _ = self.encode(batch[0])
+    def _codes(self, name: str, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        mean, z = super()._codes(name, x, noise)
+        if name == "val" and self.truncates_prior:
             self._codes_seen.append(torch.stack([mean.amin(0), mean.amax(0)]))  # [2, d]
+        return mean, z
 
     def on_validation_epoch_end(self) -> None:
         if self._codes_seen:

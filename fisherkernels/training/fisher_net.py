@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from fisherkernels import losses, networks
+from fisherkernels import losses
 from fisherkernels.losses.fisher_net import fisher_net_loss
 from fisherkernels.metric import FisherMetric
 from fisherkernels.training.autoencoder import AutoEncoder
@@ -109,13 +109,7 @@ class FisherNet(AutoEncoder):
         )
 
     def encode_mean(self, x: Tensor) -> Tensor:
-        mean = networks.as_mean(self.encoder(x), x)
-        if mean.shape[1] != self.latent_dim:
-            raise ValueError(
-                f"encoder: expected the mean alone, [{len(x)}, {self.latent_dim}], received {list(mean.shape)}; "
-                "the encoders of fisherkernels.nets give it with mean_only=True"
-            )
-        return mean
+        return self._only_output(x, "mean")
 
     def posterior_metric(self, x: Tensor) -> FisherMetric:
         """The metric at the posterior mean of x: the posterior's precision, per image."""

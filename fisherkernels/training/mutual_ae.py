@@ -84,3 +84,6 @@ class MutualAE(DiagonalAutoEncoder):
 
     def sample_posterior(self, x: Tensor, noise: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         return super().sample_posterior(x, noise[0])
+
+    def _codes(self, name: str, x: Tensor, noise: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return super()._codes(name, x, noise[0])

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fisherkernels import networks
 from fisherkernels.checks import check_number
 from fisherkernels.losses.output import LossOutput, reduce_terms
 from fisherkernels.nets import LatentDiscriminator
@@ -68,13 +67,7 @@ class WAEGAN(AutoEncoder):
         self.discriminator_learning_rate = discriminator_learning_rate
 
     def encode_mean(self, x: Tensor) -> Tensor:
-        code = networks.as_mean(self.encoder(x), x)
-        if code.shape[1] != self.latent_dim:
-            raise ValueError(
-                f"encoder: expected the code alone, [{len(x)}, {self.latent_dim}], received {list(code.shape)}; "
-                "the encoders of fisherkernels.nets give it with mean_only=True"
-            )
-        return code
+        return self._only_output(x, "code")
 
     def draw_noise(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Latent vectors [N, d] from the prior, for the discriminator."""
