@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ def load_run(checkpoint: str | Path, data_options: dict[str, Any] | None = None)
 
     data_options: replace arguments of the data module that the config has.
 
-    Raises FileNotFoundError where one of them is missing, ValueError for an argument that the data module has not.
+    Raises FileNotFoundError where one of them is missing, ValueError for an argument that the data module has not and
+    for a file that is no checkpoint.
     """
     checkpoint = Path(checkpoint)
     folder = checkpoint.parent.parent
@@ -49,7 +51,20 @@ def load_run(checkpoint: str | Path, data_options: dict[str, Any] | None = None)
     for net in ("encoder", "decoder"):
         parser.link_arguments("model.init_args.latent_dim", f"model.init_args.{net}.init_args.latent_dim")
     built = parser.instantiate_classes(parser.parse_object({name: config[name] for name in ("model", "data")}))
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = _read(checkpoint)
     built.model.load_state_dict(state["state_dict"])
     built.data.setup("test")
     return Run(built.model.eval(), built.data, config, folder / "metrics.csv", state["global_step"], state["epoch"] + 1)
+
+
+def _read(checkpoint: Path) -> dict[str, Any]:
+    expected = f"checkpoint: expected one that fisherkernels fit wrote, received {checkpoint}"
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise ValueError(f"{expected}, which cannot be read: {error}") from error
+    keys = ("state_dict", "global_step", "epoch")
+    missing = [key for key in keys if key not in state] if isinstance(state, dict) else keys
+    if missing:
+        raise ValueError(f"{expected}, without {', '.join(missing)}")
+    return state

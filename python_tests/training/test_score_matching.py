@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fisherkernels import losses
+from fisherkernels import losses, nets
 from fisherkernels.training import DigitsDataModule, NonFiniteLossError, ScoreMatching, seeds
 
 OBJECTIVES = ("m1", "m2", "m3", "elbo", "joint_fd")
@@ -47,14 +47,14 @@ def test_options_reach_the_loss(options, x, run):
     noise = noise_of(model, x)
     objective = options["objective"]
     common = {"variance": model.variance, "num_samples": model.num_samples, "noise": noise}
-    nets = (model.encoder, model.decoder, x)
+    networks = (model.encoder, model.decoder, x)
     if objective == "elbo":
-        expected = losses.elbo_loss(*nets, **common)
+        expected = losses.elbo_loss(*networks, **common)
     elif objective == "joint_fd":
-        expected = losses.fisher_ae_loss(*nets, **common)
+        expected = losses.fisher_ae_loss(*networks, **common)
     else:
         unbiased = options.get("unbiased", False)
-        expected = losses.score_matching_loss(*nets, objective=objective, unbiased=unbiased, **common)
+        expected = losses.score_matching_loss(*networks, objective=objective, unbiased=unbiased, **common)
     got = model.loss(x, noise)
     assert tuple(got.terms) == TERMS[objective]
     torch.testing.assert_close(got.terms, expected.terms)
@@ -234,3 +234,41 @@ def test_bad_arguments_are_named(run):
     for name in ("bilevel_step_size", "encoder_learning_rate"):
         with pytest.raises(ValueError, match=f"{name}: expected a number > 0, received 0"):
             build(**{name: 0})
+
+
+def test_processes_train_as_one(tmp_path):
+    """Two processes (gloo) equal Algorithm 1 on the average of both shards' gradients."""
+
+    def build():
+        torch.manual_seed(0)
+        return ScoreMatching(
+            nets.MLPEncoder(64, [8], 3, "tanh"), nets.MLPDecoder(3, [8], (1, 8, 8), activation="tanh"), 3,
+            num_samples=2, encoder_updates=2, learning_rate=1e-2,
+        )  # fmt: skip
+
+    model, data, steps, batch_size = build(), DigitsDataModule(32), 4, 32
+    pl.Trainer(
+        accelerator="cpu", devices=2, strategy="ddp_fork_find_unused_parameters_true", max_steps=steps, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
+    ).fit(model, data)  # fmt: skip
+
+    twin = build()
+    data.setup()
+    encoder_optimizer, decoder_optimizer = twin.configure_optimizers()
+    orders = [torch.randperm(1297, generator=seeds.generator(seeds.ORDER, 0, 0))[rank::2] for rank in range(2)]
+
+    def update(optimizer, loss, step, *stream):
+        twin.zero_grad()
+        for rank, order in enumerate(orders):
+            x, _ = data.train_set[order[step * batch_size : (step + 1) * batch_size]]
+            generator = seeds.generator(seeds.TRAIN, 0, step, step, rank, *stream)
+            (loss(x, twin.draw_noise(x, generator)).loss / 2).backward()
+        optimizer.step()
+
+    for step in range(steps):
+        update(encoder_optimizer, twin.inference_loss, step, 2)
+        if step % 2:
+            update(decoder_optimizer, twin.loss, step)
+    for (name, got), expected in zip(model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(got, expected, msg=lambda text, name=name: f"{name}: {text}")
