@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 class Fallback:
@@ -17,7 +19,7 @@ class Fallback:
     """
 
     def __init__(self, function: Callable[..., tuple[Any, Any]], inputs: tuple[Tensor, ...]):
-        self.inputs = inputs
+        self.inputs, self.function = inputs, function
         self.value, self.pullback, self.aux = torch.func.vjp(function, *inputs, has_aux=True)
 
     def vjp(self, cotangent: Any, stacked: bool) -> tuple[Tensor, ...]:
@@ -41,6 +43,32 @@ class Fallback:
         like = _map(torch.zeros_like, self.value)
         _, push = torch.func.vjp(self._pull, like)
         return _loop(lambda t: push(t)[0], tangents, like) if stacked else push(tangents)[0]
+
+    def curvature(self, tangents: tuple[Tensor | None, ...]) -> Any:
+        """sum_k D^2 f[t_k, t_k] over stacks of tangents, one per input: by forward mode twice or, where an operation has
+        none, by reverse mode four times.
+        """
+        given = next(t for t in tangents if t is not None)
+        pairs = zip(tangents, self.inputs, strict=True)
+        stacks = tuple(x.new_zeros((len(given), *x.shape)) if t is None else t for t, x in pairs)
+
+        def value(*inputs: Tensor) -> Any:
+            return self.function(*inputs)[0]
+
+        def along(push: Callable[..., Any], *t: Tensor) -> Any:
+            return push(lambda *inputs: push(value, inputs, t), self.inputs, t)
+
+        try:
+            with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no higher derivatives
+                try:
+                    second = torch.func.vmap(partial(along, _push))(*stacks)
+                except NotImplementedError:
+                    second = torch.func.vmap(partial(along, _push_by_reverse))(*stacks)
+        except RuntimeError as error:
+            if "randomness" not in str(error):
+                raise
+            raise ValueError("net: a layer without a rule draws at random; use eval() for its Laplacian") from error
+        return _map(lambda part: part.sum(0), second)
 
     def _pull(self, cotangent: Any) -> tuple[Tensor, ...]:
         if not isinstance(cotangent, Tensor):
@@ -71,6 +99,16 @@ def store_buffers(module: nn.Module, buffers: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, buffer in module.named_buffers():
             buffer.copy_(buffers[name])
+
+
+def _push(function: Callable[..., Any], inputs: tuple, tangents: tuple) -> Any:
+    return torch.func.jvp(function, inputs, tangents)[1]
+
+
+def _push_by_reverse(function: Callable[..., Any], inputs: tuple, tangents: tuple) -> Any:
+    value, pull = torch.func.vjp(function, *inputs)
+    _, push = torch.func.vjp(pull, _map(torch.zeros_like, value))
+    return push(tangents)[0]
 
 
 def _map(function: Callable[[Tensor], Tensor], value: Any) -> Any:

@@ -17,12 +17,9 @@ if TYPE_CHECKING:
 
 
 def jacobian_of(lin: Linearization, memory_budget: float) -> Tensor:
-    if isinstance(memory_budget, bool) or not isinstance(memory_budget, (int, float)):
-        raise TypeError(f"memory_budget: expected a number of bytes, got {type(memory_budget).__name__}")
-    if not memory_budget > 0:
-        raise ValueError(f"memory_budget: expected a positive number of bytes, got {memory_budget}")
-    _require_per_sample_value(lin)
-    _require_uncoupled(lin)
+    require_memory_budget(memory_budget)
+    require_per_sample_value(lin)
+    require_uncoupled(lin)
     index = lin._plan.output.index
     inputs, outputs = math.prod(lin._input.shape[1:]), math.prod(lin.value.shape[1:])
     tangents = inputs <= outputs
@@ -53,7 +50,7 @@ def _in_chunks(piece: Callable[[int, int], Tensor], count: int, size: int) -> Te
 
 
 def all_tangents(lin: Linearization) -> Tensor:
-    _require_per_sample_value(lin)
+    require_per_sample_value(lin)
     return input_tangents(lin, lin._plan.output.index)
 
 
@@ -61,7 +58,7 @@ def input_tangents(lin: Linearization, index: int) -> Tensor:
     """The tangents of value ``index`` along each of x's dimensions, [d, N, ...]."""
     if lin._input.dim() != 2:
         raise ValueError(f"x: expected shape [N, d] for its tangents, got {list(lin._input.shape)}")
-    _require_uncoupled(lin)
+    require_uncoupled(lin)
     return _push_basis(lin, index, 0, lin._input.shape[1])
 
 
@@ -89,7 +86,14 @@ def _basis(like: Tensor, start: int, stop: int) -> Tensor:
     return basis.view(stop - start, 1, *like.shape[1:])
 
 
-def _require_per_sample_value(lin: Linearization) -> None:
+def require_memory_budget(memory_budget: float) -> None:
+    if isinstance(memory_budget, bool) or not isinstance(memory_budget, (int, float)):
+        raise TypeError(f"memory_budget: expected a number of bytes, got {type(memory_budget).__name__}")
+    if not memory_budget > 0:
+        raise ValueError(f"memory_budget: expected a positive number of bytes, got {memory_budget}")
+
+
+def require_per_sample_value(lin: Linearization) -> None:
     batch = lin._record.batch
     if not isinstance(lin._plan.output, Ref) or not isinstance(lin.value, Tensor):
         raise ValueError(
@@ -100,7 +104,7 @@ def _require_per_sample_value(lin: Linearization) -> None:
         raise ValueError(f"net: expected a value of shape [{batch}, ...], one per sample, got {list(lin.value.shape)}")
 
 
-def _require_uncoupled(lin: Linearization) -> None:
+def require_uncoupled(lin: Linearization) -> None:
     if lin.coupled:
         raise ValueError(
             f"net: {', '.join(lin.coupled)} couples the samples of the batch, which then have no Jacobians of their "

@@ -48,7 +48,7 @@ def push(record: Record, tangent: Tensor, stacked: bool, keep: tuple[int, ...], 
             tangents.append(None)
             continue
         if alike:
-            saved, operands = _meet(record, i, operands, tuple(record.shapes[slot] for slot in slots))
+            saved, operands = meet(record, i, operands, tuple(record.shapes[slot] for slot in slots))
         if step.rule == "fallback":
             tangents.append(saved.jvp(operands, stacked))
         elif saved[0] == "item":
@@ -67,7 +67,7 @@ def pull(record: Record, cotangents: list[Any], stacked: bool, alike: bool = Fal
         cotangents[i + 1] = None  # frees it
         saved = record.saved[i]
         if alike and (step.rule == "fallback" or saved[0] == "rule"):
-            saved, (received,) = _meet(record, i, (received,), (record.shapes[i + 1],))
+            saved, (received,) = meet(record, i, (received,), (record.shapes[i + 1],))
         _pull_step(step, saved, received, stacked, cotangents)
     return cotangents[0]
 
@@ -110,6 +110,11 @@ def vector_size(record: Record, index: int, forward: bool) -> int:
     return peak
 
 
+def value_size(record: Record) -> int:
+    """Numbers of all values: what a graph keeps of one tangent, at least."""
+    return sum(map(_numbers, record.shapes))
+
+
 def _numbers(shape: Any) -> int:
     if shape is None:
         return 0
@@ -135,7 +140,7 @@ def keeps_samples(record: Record, i: int) -> bool:
     return saved[0] == "item" or RULES[step.rule].keeps_samples(saved[1], operands, record.shapes[i + 1])
 
 
-def _meet(record: Record, i: int, given: tuple, shapes: tuple) -> tuple[Any, tuple]:
+def meet(record: Record, i: int, given: tuple, shapes: tuple) -> tuple[Any, tuple]:
     """Step i's saved values for a batch of one where that serves all samples; else what is given, expanded."""
     step, saved = record.steps[i], record.saved[i]
     if keeps_samples(record, i) and all(_of_one(t, shape) for t, shape in zip(given, shapes, strict=True)):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Layer, SymmetricRule
+from .base import ElementwiseRule, Layer, SymmetricRule
 
 aten = torch.ops.aten
 
@@ -35,7 +35,7 @@ class LeakyReLU(SymmetricRule):
         return aten.leaky_relu_backward(t, input.detach(), negative_slope, False)
 
 
-class ELU(SymmetricRule):
+class ELU(ElementwiseRule):
     """a' = 1 for x > 0, else alpha exp(x)."""
 
     def forward(self, input: Tensor, alpha: float = 1.0, inplace: bool = False):
@@ -45,8 +45,14 @@ class ELU(SymmetricRule):
         input, alpha = saved
         return aten.elu_backward(t, alpha, 1.0, 1.0, False, input)
 
+    def slopes(self, saved):
+        input, alpha = saved
+        below = alpha * torch.exp(input.clamp(max=0))
+        positive = input > 0
+        return torch.where(positive, 1, below), torch.where(positive, 0, below)
 
-class SiLU(SymmetricRule):
+
+class SiLU(ElementwiseRule):
     """a' = s (1 + x (1 - s)), s = sigmoid(x)."""
 
     def forward(self, input: Tensor, inplace: bool = False):
@@ -57,8 +63,14 @@ class SiLU(SymmetricRule):
         s = torch.sigmoid(input)
         return t * (s * (1 + input * (1 - s)))
 
+    def slopes(self, saved):
+        (input,) = saved
+        s = torch.sigmoid(input)
+        both = s * (1 - s)  # s'
+        return s + input * both, both * (2 + input * (1 - 2 * s))
 
-class Softplus(SymmetricRule):
+
+class Softplus(ElementwiseRule):
     """a' = sigmoid(beta x), 1 above the threshold."""
 
     def forward(self, input: Tensor, beta: float = 1.0, threshold: float = 20.0):
@@ -68,8 +80,13 @@ class Softplus(SymmetricRule):
         input, beta, threshold = saved
         return aten.softplus_backward(t, input, beta, threshold)
 
+    def slopes(self, saved):
+        input, beta, threshold = saved
+        linear, s = input * beta > threshold, torch.sigmoid(beta * input)
+        return torch.where(linear, 1, s), torch.where(linear, 0, beta * s * (1 - s))
 
-class Sigmoid(SymmetricRule):
+
+class Sigmoid(ElementwiseRule):
     """a' = s (1 - s)."""
 
     def forward(self, input: Tensor):
@@ -79,8 +96,13 @@ class Sigmoid(SymmetricRule):
     def apply(self, saved, t, stacked):
         return aten.sigmoid_backward(t, saved[0])
 
+    def slopes(self, saved):
+        (value,) = saved
+        slope = value * (1 - value)
+        return slope, slope * (1 - 2 * value)
 
-class Tanh(SymmetricRule):
+
+class Tanh(ElementwiseRule):
     """a' = 1 - tanh(x)^2."""
 
     def forward(self, input: Tensor):
@@ -90,8 +112,13 @@ class Tanh(SymmetricRule):
     def apply(self, saved, t, stacked):
         return aten.tanh_backward(t, saved[0])
 
+    def slopes(self, saved):
+        (value,) = saved
+        slope = 1 - value.square()
+        return slope, -2 * value * slope
 
-class Exp(SymmetricRule):
+
+class Exp(ElementwiseRule):
     """a' = exp(x)."""
 
     def forward(self, input: Tensor):
@@ -100,6 +127,9 @@ class Exp(SymmetricRule):
 
     def apply(self, saved, t, stacked):
         return t * saved[0]
+
+    def slopes(self, saved):
+        return saved[0], saved[0]
 
 
 class Neg(SymmetricRule):

@@ -110,6 +110,14 @@ class Mul(Scaling):
     def factors(self, a, b):
         return b, a
 
+    def curved(self, active):
+        return all(active)
+
+    def curvature(self, saved, tangents):
+        shape = saved[2]
+        a, b = (_broadcast(t, shape, True) for t in tangents)
+        return 2 * (a * b).sum(0)
+
 
 class Div(Scaling):
     def value(self, a, b):
@@ -121,6 +129,14 @@ class Div(Scaling):
 
     def same_factors(self, a, b, active, dims):
         return not active[1] and super().same_factors(a, b, active, dims)
+
+    def curved(self, active):
+        return active[1]
+
+    def curvature(self, saved, tangents):
+        _, b, shape = saved
+        quotient = self.jvp(saved, tangents, True)  # t_y; b y = a gives 2 t_b t_y + b D^2 y = 0
+        return -2 / b * (_broadcast(tangents[1], shape, True) * quotient).sum(0)
 
 
 RULES = {"add": Add(), "sub": Sub(), "mul": Mul(), "div": Div()}

@@ -15,7 +15,8 @@ class Rule:
     ``vjp(saved, cotangent, stacked, needs)`` returns one cotangent per slot; ``needs`` says which slots depend on
     the input, the others may be None. ``jvp(saved, tangents, stacked)`` takes one tangent per slot, None where the
     slot does not depend on the input. ``stacked`` says that a leading dimension K runs over several cotangents or
-    tangents. Saved values are plain tuples, so that torch.compile can follow them.
+    tangents. ``curvature(saved, tangents)`` sums the second derivatives along the tangents of a stack. Saved values are
+    plain tuples, so that torch.compile can follow them.
     """
 
     uses_batch_statistics = False  # forward takes the keyword ``frozen``
@@ -36,6 +37,16 @@ class Rule:
         raise NotImplementedError
 
     def jvp(self, saved: tuple, tangents: tuple, stacked: bool) -> Tensor:
+        raise NotImplementedError
+
+    def curved(self, active: tuple) -> bool:
+        """Whether there is a ``curvature``, where the slots ``active`` depend on the input: False for operations that
+        are linear, or piecewise so.
+        """
+        return False
+
+    def curvature(self, saved: tuple, tangents: tuple) -> Tensor:
+        """sum_k D^2 f[t_k, t_k] over a stack of K tangents, shape of the value: see ``jvp`` for ``tangents``."""
         raise NotImplementedError
 
     def couples_samples(self, saved: tuple) -> bool:
@@ -77,6 +88,20 @@ class SymmetricRule(Rule):
 
     def jvp(self, saved: tuple, tangents: tuple, stacked: bool) -> Tensor:
         return self.apply(saved, tangents[0], stacked)
+
+
+class ElementwiseRule(SymmetricRule):
+    """A smooth function of every element: J is the diagonal a'(x), the second derivative the diagonal a''(x)."""
+
+    def slopes(self, saved: tuple) -> tuple[Tensor, Tensor]:
+        """a' and a'', shape of the value."""
+        raise NotImplementedError
+
+    def curved(self, active: tuple) -> bool:
+        return True
+
+    def curvature(self, saved: tuple, tangents: tuple) -> Tensor:
+        return self.slopes(saved)[1] * tangents[0].square().sum(0)
 
 
 def fold(function: Callable[[Tensor], Tensor], t: Tensor, stacked: bool) -> Tensor:

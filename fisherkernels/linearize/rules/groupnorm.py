@@ -53,6 +53,28 @@ class GroupNorm(Rule):
     def jvp(self, saved, tangents, stacked):
         return self._product(saved, tangents[0], stacked, False)
 
+    def curved(self, active):
+        return True
+
+    def curvature(self, saved, tangents):
+        """From r' = -r^2 k and r'' = r^3 (3 k^2 - q), k = mean(u t), q = mean(c^2), c = t - mean(t), per group:
+        w (-2 r^2 k c + r^2 u (3 k^2 - q)).
+        """
+        (t,) = tangents
+        input, weight, mean, rstd, _, value_type = saved
+        groups = rstd.shape[1]
+        x = input.reshape(len(input), groups, -1)  # [N, G, n]
+        centred = x - x.mean(-1, keepdim=True)
+        r = _differentiable_rstd(centred, rstd)  # [N, G, 1]
+        u = centred * r
+        c = t.to(input.dtype).reshape(len(t), *x.shape)
+        c = c - c.mean(-1, keepdim=True)  # [K, N, G, n]
+        k = (u * c).mean(-1, keepdim=True)
+        total = u * (3 * k.square() - c.square().mean(-1, keepdim=True)).sum(0) - 2 * (k * c).sum(0)
+        total = (r.square() * total).reshape(input.shape)  # [N, C, S]
+        total = total if weight is None else total * weight.unsqueeze(1)
+        return total.reshape(t.shape[1:]).to(value_type)
+
     @staticmethod
     def _product(saved, t: Tensor, stacked: bool, transpose: bool) -> Tensor:
         input, weight, mean, rstd, input_type, value_type = saved
@@ -66,6 +88,13 @@ def statistics(input: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     input = input.detach()
     mean = input.mean(-1)
     return mean, torch.rsqrt((input - mean.unsqueeze(-1)).square().mean(-1) + eps)
+
+
+def _differentiable_rstd(centred: Tensor, rstd: Tensor) -> Tensor:
+    """r [N, G] = 1/sqrt(mean(centred^2) + eps) of centred [N, G, n], [N, G, 1], in the graph."""
+    variance = centred.square().mean(-1, keepdim=True)
+    r = rstd.unsqueeze(-1)
+    return r - 0.5 * r**3 * (variance - variance.detach())
 
 
 class GroupNormProduct(torch.autograd.Function):

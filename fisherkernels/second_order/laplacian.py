@@ -1,0 +1,169 @@
+"""Exact Laplacians of networks in one forward sweep."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from fisherkernels.checks import check_choice, check_count
+from fisherkernels.linearize import Linearization, linearize
+from fisherkernels.linearize.jacobian import require_memory_budget, require_per_sample_value, require_uncoupled
+from fisherkernels.linearize.walk import value_size, vector_size
+from fisherkernels.second_order.directions import tangents_of_input
+from fisherkernels.second_order.first_tangents import compressed, first_linear
+from fisherkernels.second_order.sweep import Carried, sweep
+
+ESTIMATORS = ("exact", "hutchinson")
+_PULL = 8  # tangents per output, from which on the Jacobian is made of cotangents
+
+
+class LaplacianOutput(NamedTuple):
+    """``value`` [N, ...], ``jacobian`` [N, m, n] or None, ``laplacian`` [N, ...], shape of the value."""
+
+    value: Tensor
+    jacobian: Tensor | None
+    laplacian: Tensor
+
+
+def laplacian(
+    net: nn.Module,
+    x: Tensor,
+    *,
+    jacobian: bool = True,
+    weights: Tensor | None = None,
+    directions: Tensor | None = None,
+    estimator: str = "exact",
+    num_samples: int = 1,
+    noise: Tensor | None = None,
+    batch_statistics: str = "batch",
+    memory_budget: float = 2**30,
+) -> LaplacianOutput:
+    r"""Value, Jacobian and Laplacian of a network at every sample, in one sweep forward.
+
+    .. math::
+        \Delta f_j(x) = \operatorname{tr} H_j = \sum_{i=1}^n \frac{\partial^2 f_j}{\partial x_i^2}
+        \qquad\text{or}\qquad \operatorname{tr}(A H_j)
+
+    with H_j the Hessian of output j. The n tangents t_k of x and the sum of second derivatives L along them go through
+    the layers together: :math:`t_k' = J t_k`, :math:`L' = J L + \sum_k D^2 f[t_k, t_k]`, by the rules of
+    :func:`fk.linearize`. Everything is differentiable once, by parameters and x.
+
+    **Cost.** The products of n + 1 forward passes; of min(n, h) + 1 where x enters a Linear layer of h units, as only
+    :math:`\sum_k t_k t_k^T = W W^T` counts and h tangents can have that sum. A Jacobian of few outputs comes from m
+    vector-Jacobian products beside. Piecewise linear activations have no second order. Where all tangents together
+    would pass ``memory_budget`` they go in groups, whose graph is made again in backward (with layers that have no
+    rule it is kept).
+
+    Args:
+        net: any module from one tensor to one tensor [N, ...]; layers without a rule (``fk.linearize(net, x).rules``)
+            are differentiated by ``torch.func``, slower and in forward mode.
+        x: [N, ...], float32 or float64; n numbers per sample.
+        jacobian: also return the Jacobian.
+        weights: diagonal of A, >= 0: shape of a sample of x, or of x. Held constant.
+        directions: b_r of A = sum over r of b_r b_r^T: a stack [R, ...] of the shapes that ``weights`` can have. Held
+            constant.
+        estimator: ``"exact"``, or ``"hutchinson"``, the mean of :math:`v^T H v` over random signs v (times the root of
+            the weights): unbiased, its variance :math:`2 \sum_{i \neq k} H_{ik}^2` over ``num_samples``.
+        num_samples: of Hutchinson's estimator, a sweep's tangents.
+        noise: its signs v [num_samples, \*x.shape], or others of mean 0 and covariance I; drawn from the global
+            generator when None.
+        batch_statistics: "batch", or "frozen" to hold the statistics of train-mode BatchNorm constant.
+        memory_budget: bytes, for the tangents; at least one goes at a time. Not looked at under torch.compile.
+
+    Returns:
+        :class:`LaplacianOutput`.
+
+    Raises:
+        TypeError: no module, or x (weights, directions, noise) no float32 or float64 tensor.
+        ValueError: x is not [N, ...] with a dimension behind N, the value is a tuple or not [N, ...], samples are mixed
+            (BatchNorm in train mode, unless frozen), weights or directions of another shape, negative weights, both
+            directions and Hutchinson's estimator, an unknown option, num_samples < 1.
+
+    Source: Li et al., "A computational framework for neural network-based variational Monte Carlo with Forward
+    Laplacian", 2023; Hutchinson, "A stochastic estimator of the trace of the influence matrix", 1990.
+
+    >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    >>> value, jac, lap = laplacian(net, torch.rand(5, 3))
+    >>> list(value.shape), list(jac.shape), list(lap.shape)
+    ([5, 2], [5, 2, 3], [5, 2])
+    """
+    check_choice("estimator", estimator, ESTIMATORS)
+    check_count("num_samples", num_samples)
+    require_memory_budget(memory_budget)
+    _check_input(x)
+    if directions is not None and (weights is not None or estimator != "exact"):
+        raise ValueError("directions: expected neither weights nor estimator='hutchinson' beside them")
+    with torch.autocast(x.device.type, enabled=False):
+        lin = linearize(net, x, batch_statistics=batch_statistics)
+        require_per_sample_value(lin)
+        require_uncoupled(lin)
+        stack = tangents_of_input(x, weights, directions, estimator, num_samples, noise)
+        return _laplacian(lin, x, stack, jacobian, memory_budget)
+
+
+def _laplacian(
+    lin: Linearization, x: Tensor, stack: Tensor | None, jacobian: bool, memory_budget: float
+) -> LaplacianOutput:
+    """``stack``: tangents [K, 1 or N, ...] of x; None for all unit vectors."""
+    record, output = lin._record, lin._plan.output.index
+    n, outputs = math.prod(x.shape[1:]), math.prod(lin.value.shape[1:])
+    start, tangents = _first_tangents(lin, x, stack)
+    count = len(tangents)
+    # Few outputs are cheaper to pull back than to push the tangents through the last layers.
+    pushes = jacobian and stack is None and count == n < _PULL * outputs
+    size = (value_size(record) if torch.is_grad_enabled() else vector_size(record, output, True)) * x.element_size()
+    group = count if torch.compiler.is_compiling() else max(1, int(memory_budget // max(size, 1)))
+    if group >= count:
+        carried = sweep(record, start, tangents, output, pushes)
+    else:
+        carried = Carried(None, _in_groups(lin, start, tangents, output, group))
+    total = torch.zeros_like(lin.value) if carried.laplacian is None else carried.laplacian
+    if not jacobian:
+        return LaplacianOutput(lin.value, None, total)
+    if carried.tangents is None:
+        return LaplacianOutput(lin.value, lin.jacobian(memory_budget=memory_budget), total)
+    stacked = carried.tangents.expand(n, *lin.value.shape).reshape(n, len(x), outputs)
+    return LaplacianOutput(lin.value, stacked.permute(1, 2, 0), total)
+
+
+def _first_tangents(lin: Linearization, x: Tensor, stack: Tensor | None) -> tuple[int, Tensor]:
+    """The value to start at, and its tangents [K, 1 or N, ...]."""
+    first = first_linear(lin)
+    n = math.prod(x.shape[1:])
+    if first is None:
+        if stack is None:
+            stack = torch.eye(n, dtype=x.dtype, device=x.device).view(n, 1, *x.shape[1:])
+        return 0, stack
+    index, weight = first  # [h, n]
+    if stack is None:
+        return index, compressed(weight.t()).unsqueeze(1)
+    tangents = F.linear(stack.flatten(2), weight)  # [K, 1 or N, h]
+    return index, compressed(tangents.squeeze(1)).unsqueeze(1) if tangents.shape[1] == 1 else tangents
+
+
+def _in_groups(lin: Linearization, start: int, tangents: Tensor, output: int, size: int) -> Tensor | None:
+    # torch.func does not work under the hooks with which a checkpoint makes the graph anew.
+    keeps_graph = not torch.is_grad_enabled() or any(step.rule == "fallback" for step in lin._record.steps)
+    total = None
+    for group in tangents.split(size):
+
+        def of_group(group: Tensor = group) -> Tensor | None:
+            return sweep(lin._record, start, group, output, False).laplacian
+
+        part = of_group() if keeps_graph else checkpoint(of_group, use_reentrant=False, preserve_rng_state=False)
+        total = part if total is None else total + part
+    return total
+
+
+def _check_input(x) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"x: expected float32 or float64, got {x.dtype}")
+    if x.dim() < 2:
+        raise ValueError(f"x: expected shape [N, ...] with a dimension behind N, got {list(x.shape)}")

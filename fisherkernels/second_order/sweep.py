@@ -1,0 +1,140 @@
+"""Tangents and the sum of second derivatives along them, forward through the steps of a plan.
+
+For y = f(a), tangents t_k and their sum of second derivatives L: t_k' = J t_k and
+L' = J L + sum_k D^2 f[t_k, t_k]. With the unit vectors for tangents L is the Laplacian.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from fisherkernels import ops
+from fisherkernels.linearize.rules import RULES
+from fisherkernels.linearize.rules.base import ElementwiseRule
+from fisherkernels.linearize.walk import Record, expanded, meet
+
+
+class Carried(NamedTuple):
+    """What belongs to one value: the stack of tangents, and the sum of second derivatives; None for zero.
+
+    Both are tuples where the value is one. Tangents that no later step needs are None too.
+    """
+
+    tangents: Any
+    laplacian: Any
+
+
+NOTHING = Carried(None, None)
+
+
+def sweep(record: Record, start: int, tangents: Tensor, output: int, keep_tangents: bool) -> Carried:
+    """What value ``output`` gets from the tangents of value ``start``, [K, N, ...] or [K, 1, ...] for all samples
+    alike; nothing before ``start`` is looked at. Without ``keep_tangents`` those of the output are left out.
+    """
+    steps = record.steps[:output]
+    wanted = _wanted(record, start, output, keep_tangents)
+    last = {slot: i for i, step in enumerate(steps) for slot in step.slots if slot >= 0}
+    carried: dict[int, Carried] = {start: Carried(tangents, None)}
+    for i in range(start, output):
+        step = steps[i]
+        slots = tuple(dict.fromkeys(step.slots)) if step.rule == "fallback" else step.slots
+        operands = tuple(carried.get(slot, NOTHING) for slot in slots)
+        for slot in slots:
+            if last.get(slot) == i and slot != output:
+                carried.pop(slot, None)  # frees it
+        if all(operand == NOTHING for operand in operands):
+            continue
+        carried[i + 1] = _through(record, i, slots, operands, i + 1 in wanted)
+    return carried.get(output, NOTHING)
+
+
+def _wanted(record: Record, start: int, output: int, keep_tangents: bool) -> set[int]:
+    """Values whose tangents are needed: those that reach the output, if its are, or a curved step before it."""
+    wanted = {output} if keep_tangents else set()
+    used = {output}
+    for i in range(output - 1, start - 1, -1):
+        if i + 1 not in used:
+            continue
+        step = record.steps[i]
+        slots = {slot for slot in step.slots if slot >= 0}
+        used |= slots
+        if i + 1 in wanted or _curved(record, i):
+            wanted |= slots
+    return wanted
+
+
+def _curved(record: Record, i: int) -> bool:
+    step = record.steps[i]
+    if step.rule == "fallback":
+        return True
+    return record.saved[i] is not None and record.saved[i][0] == "rule" and RULES[step.rule].curved(_active(step))
+
+
+def _active(step) -> tuple[bool, ...]:
+    return tuple(slot >= 0 for slot in step.slots)
+
+
+def _through(record: Record, i: int, slots: tuple, operands: tuple[Carried, ...], keep: bool) -> Carried:
+    """Tangents and second derivatives of step i's value, given those of its operands."""
+    step, saved = record.steps[i], record.saved[i]
+    tangents = tuple(operand.tangents for operand in operands)
+    laplacians = tuple(operand.laplacian for operand in operands)
+    if step.rule == "fallback":
+        return _through_fallback(record, i, slots, tangents, laplacians)
+    if saved[0] == "item":
+        return Carried(*(None if part is None else part[saved[1]] for part in operands[0]))
+    rule = RULES[step.rule]
+    if isinstance(rule, ElementwiseRule) and tangents[0] is not None:
+        return _through_activation(rule, saved[1], tangents[0], laplacians[0], keep)
+    laplacian = None if all(part is None for part in laplacians) else rule.jvp(saved[1], laplacians, False)
+    if all(part is None for part in tangents):
+        return Carried(None, laplacian)
+    shapes = tuple(record.shapes[slot] if slot >= 0 else None for slot in slots)
+    if rule.curved(_active(step)):
+        tangents = tuple(expanded(t, shape) for t, shape in zip(tangents, shapes, strict=True))
+        given = tuple(
+            _zeros(shape, tangents) if t is None and slot >= 0 else t
+            for t, shape, slot in zip(tangents, shapes, slots, strict=True)
+        )
+        laplacian = _sum(laplacian, rule.curvature(saved[1], given))
+    pushed = None
+    if keep:
+        saved, tangents = meet(record, i, tangents, shapes)
+        pushed = rule.jvp(saved[1], tangents, True)
+    return Carried(pushed, laplacian)
+
+
+def _through_activation(
+    rule: ElementwiseRule, saved: tuple, t: Tensor, laplacian: Tensor | None, keep: bool
+) -> Carried:
+    slope, curvature = rule.slopes(saved)  # [N, ...]
+    (count, batch), rows, columns = t.shape[:2], len(slope), slope.shape[1:].numel()
+    matrices = (None if part is None else part.reshape(rows, columns) for part in (laplacian, slope, curvature))
+    pushed, total = ops.activation_tangents(t.reshape(count, batch, columns), *matrices, keep_tangents=keep)
+    return Carried(pushed.view(count, *slope.shape) if keep else None, total.view(slope.shape))
+
+
+def _through_fallback(record: Record, i: int, slots: tuple, tangents: tuple, laplacians: tuple) -> Carried:
+    saved = record.saved[i]
+    shapes = tuple(record.shapes[slot] for slot in slots)
+    tangents = tuple(expanded(t, shape) for t, shape in zip(tangents, shapes, strict=True))
+    pushed, total = None, None
+    if any(t is not None for t in tangents):
+        pushed = saved.jvp(tangents, True)
+        total = saved.curvature(tangents)
+    if any(part is not None for part in laplacians):
+        total = _sum(total, saved.jvp(laplacians, False))
+    return Carried(pushed, total)
+
+
+def _zeros(shape: tuple, tangents: tuple) -> Tensor:
+    given = next(t for t in tangents if t is not None)
+    return given.new_zeros((len(given), *shape))
+
+
+def _sum(a: Any, b: Any) -> Any:
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b if isinstance(a, Tensor) else tuple(_sum(p, q) for p, q in zip(a, b, strict=True))
