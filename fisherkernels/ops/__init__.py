@@ -6,6 +6,7 @@ runs wherever there is no native kernel. Each is differentiable once, except tho
 """
 
 from fisherkernels.ops._library import BackendStatus, backends, load_libraries, use_twins
+from fisherkernels.ops.activation_tangents import activation_tangents
 from fisherkernels.ops.cg_update import cg_update
 from fisherkernels.ops.factor_solve import factor_solve
 from fisherkernels.ops.gaussian_information import gaussian_information
@@ -21,6 +22,7 @@ load_libraries()
 
 __all__ = [
     "BackendStatus",
+    "activation_tangents",
     "backends",
     "cg_update",
     "factor_solve",

@@ -25,15 +25,17 @@ def check_tensor(op: str, name: str, value: object, like: Tensor | None = None, 
         raise ValueError(f"{op}: {name} must be on {like.device} like the other arguments, got {value.device}")
 
 
-def check_full_precision(op: str, name: str, value: object) -> None:
-    """A float32 or float64 tensor, for operators that solve with the metric."""
+def check_full_precision(
+    op: str,
+    name: str,
+    value: object,
+    reason: str = "half precision does not resolve the condition numbers of a metric",
+) -> None:
+    """A float32 or float64 tensor, for operators that half precision is not enough for."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a Tensor, got {type(value).__name__}")
     if value.dtype not in (torch.float32, torch.float64):
-        raise TypeError(
-            f"{op}: {name} must be float32 or float64, got {value.dtype}; half precision does not resolve "
-            "the condition numbers of a metric"
-        )
+        raise TypeError(f"{op}: {name} must be float32 or float64, got {value.dtype}; {reason}")
 
 
 def check_matrix(op: str, name: str, value: Tensor) -> None:

@@ -13,6 +13,8 @@ import torch
 from fisherkernels import ops
 
 ONLY_FULL_PRECISION = [
+    "activation_tangents_items",
+    "activation_tangents_backward_items",
     "cg_update_rows",
     "factor_solve_samples",
     "metric_solve_chunks",
