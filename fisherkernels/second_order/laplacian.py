@@ -125,7 +125,7 @@ def _laplacian(
     total = torch.zeros_like(lin.value) if carried.laplacian is None else carried.laplacian
     if not jacobian:
         return LaplacianOutput(lin.value, None, total)
-    if carried.tangents is None:
+    if not pushes or carried.tangents is None:
         return LaplacianOutput(lin.value, lin.jacobian(memory_budget=memory_budget), total)
     stacked = carried.tangents.expand(n, *lin.value.shape).reshape(n, len(x), outputs)
     return LaplacianOutput(lin.value, stacked.permute(1, 2, 0), total)

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fisherkernels as fk
 
-ALL = {**CASES, **FALLBACKS}
+ALL = {**CASES, **FALLBACKS, "one wide linear layer": (lambda: nn.Linear(5, 2), (3, 5))}
 pytestmark = pytest.mark.filterwarnings("ignore:.*no rule for")
 
 
