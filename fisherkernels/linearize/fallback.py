@@ -45,8 +45,8 @@ class Fallback:
         return _loop(lambda t: push(t)[0], tangents, like) if stacked else push(tangents)[0]
 
     def curvature(self, tangents: tuple[Tensor | None, ...]) -> Any:
-        """sum_k D^2 f[t_k, t_k] over stacks of tangents, one per input: by forward mode twice or, where an operation has
-        none, by reverse mode four times.
+        """sum_k D^2 f[t_k, t_k] over stacks of tangents, one per input: by forward mode twice or, where an operation
+        has none, by reverse mode four times.
         """
         given = next(t for t in tangents if t is not None)
         pairs = zip(tangents, self.inputs, strict=True)

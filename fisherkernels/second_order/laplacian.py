@@ -82,7 +82,7 @@ def laplacian(
         TypeError: no module, or x (weights, directions, noise) no float32 or float64 tensor.
         ValueError: x is not [N, ...] with a dimension behind N, the value is a tuple or not [N, ...], samples are mixed
             (BatchNorm in train mode, unless frozen), weights or directions of another shape, negative weights, both
-            directions and Hutchinson's estimator, an unknown option, num_samples < 1.
+            directions and Hutchinson's estimator, noise without it, an unknown option, num_samples < 1.
 
     Source: Li et al., "A computational framework for neural network-based variational Monte Carlo with Forward
     Laplacian", 2023; Hutchinson, "A stochastic estimator of the trace of the influence matrix", 1990.
@@ -98,6 +98,8 @@ def laplacian(
     _check_input(x)
     if directions is not None and (weights is not None or estimator != "exact"):
         raise ValueError("directions: expected neither weights nor estimator='hutchinson' beside them")
+    if noise is not None and estimator == "exact":
+        raise ValueError("noise: expected None with estimator='exact'")
     with torch.autocast(x.device.type, enabled=False):
         lin = linearize(net, x, batch_statistics=batch_statistics)
         require_per_sample_value(lin)

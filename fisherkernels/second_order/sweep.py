@@ -34,7 +34,7 @@ def sweep(record: Record, start: int, tangents: Tensor, output: int, keep_tangen
     alike; nothing before ``start`` is looked at. Without ``keep_tangents`` those of the output are left out.
     """
     steps = record.steps[:output]
-    wanted = _wanted(record, start, output, keep_tangents)
+    used, wanted = _needed(record, start, output, keep_tangents)
     last = {slot: i for i, step in enumerate(steps) for slot in step.slots if slot >= 0}
     carried: dict[int, Carried] = {start: Carried(tangents, None)}
     for i in range(start, output):
@@ -44,16 +44,17 @@ def sweep(record: Record, start: int, tangents: Tensor, output: int, keep_tangen
         for slot in slots:
             if last.get(slot) == i and slot != output:
                 carried.pop(slot, None)  # frees it
-        if all(operand == NOTHING for operand in operands):
+        if i + 1 not in used or all(operand == NOTHING for operand in operands):
             continue
         carried[i + 1] = _through(record, i, slots, operands, i + 1 in wanted)
     return carried.get(output, NOTHING)
 
 
-def _wanted(record: Record, start: int, output: int, keep_tangents: bool) -> set[int]:
-    """Values whose tangents are needed: those that reach the output, if its are, or a curved step before it."""
-    wanted = {output} if keep_tangents else set()
-    used = {output}
+def _needed(record: Record, start: int, output: int, keep_tangents: bool) -> tuple[set[int], set[int]]:
+    """Values that the output depends on; and those among them whose tangents are needed: by the output, if its are, or
+    by a curved step.
+    """
+    used, wanted = {output}, {output} if keep_tangents else set()
     for i in range(output - 1, start - 1, -1):
         if i + 1 not in used:
             continue
@@ -62,7 +63,7 @@ def _wanted(record: Record, start: int, output: int, keep_tangents: bool) -> set
         used |= slots
         if i + 1 in wanted or _curved(record, i):
             wanted |= slots
-    return wanted
+    return used, wanted
 
 
 def _curved(record: Record, i: int) -> bool:

@@ -122,8 +122,7 @@ def test_closed_forms():
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_weights_and_directions(shared):
-    make, shape = CASES["conv encoder"]
-    for make, shape in ((make, shape), CASES["mlp, more inputs than outputs"]):
+    for make, shape in (CASES["conv encoder"], CASES["mlp, more inputs than outputs"]):
         net, x, twin, y = pair(make, shape)
         front = () if shared else (len(x),)
         weights = torch.rand(*front, *shape[1:], dtype=x.dtype)
@@ -246,7 +245,7 @@ def test_frozen_batch_norm():
 def test_bad_arguments_are_named():
     net, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), torch.randn(5, 3)
     for error, message, call in (
-        (TypeError, "x: expected float32 or float64, got torch.int64", lambda: fk.laplacian(net, torch.ones(5, 3).long())),
+        (TypeError, "x: expected float32 or float64, got torch.int64", lambda: fk.laplacian(net, x.long())),
         (TypeError, "got torch.complex64", lambda: fk.laplacian(net, x.to(torch.complex64))),
         (TypeError, "got torch.bfloat16", lambda: fk.laplacian(net, x.bfloat16())),
         (TypeError, "x: expected a tensor, got list", lambda: fk.laplacian(net, [1.0])),
@@ -266,6 +265,7 @@ def test_bad_arguments_are_named():
         (ValueError, "num_samples: expected an int >= 1", lambda: fk.laplacian(net, x, num_samples=0)),
         (ValueError, r"noise: expected shape \[2, 5, 3\]",
          lambda: fk.laplacian(net, x, estimator="hutchinson", num_samples=2, noise=torch.ones(1, 5, 3))),
+        (ValueError, "noise: expected None with estimator='exact'", lambda: fk.laplacian(net, x, noise=x[None])),
         (ValueError, "memory_budget: expected a positive", lambda: fk.laplacian(net, x, memory_budget=0)),
     ):  # fmt: skip
         with pytest.raises(error, match=message):
