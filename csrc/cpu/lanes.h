@@ -9,6 +9,8 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
+#include <type_traits>
 #include <utility>
 
 #include "cpu/vector.h"
@@ -46,6 +48,78 @@ template <typename V, typename T>
 FK_INLINE void store_vector(T* to, const V& from) {
   memcpy(to, &from, sizeof(V));
 }
+
+// bfloat16 numbers become a vector of float, and back.
+template <typename V>
+FK_INLINE void load_vector(V& to, const BFloat16* from) {
+  using Bits = Vector<uint32_t, sizeof(V)>;
+  Vector<uint16_t, sizeof(V) / 2> half;
+  memcpy(&half, from, sizeof(half));
+  const Bits bits = __builtin_convertvector(half, Bits) << 16;
+  memcpy(&to, &bits, sizeof(V));
+}
+
+template <typename V>
+FK_INLINE void store_vector(BFloat16* to, const V& from) {
+  constexpr int kLanes = sizeof(V) / sizeof(float);
+  float numbers[kLanes];
+  memcpy(numbers, &from, sizeof(V));
+  for (int k = 0; k < kLanes; ++k) store(to + k, numbers[k]);
+}
+
+// The first n elements of a vector; the others are read as zero and not written.
+template <typename V, typename T>
+FK_INLINE void load_first(V& to, const T* from, int64_t n) {
+  accumulate_t<T> numbers[sizeof(V) / sizeof(accumulate_t<T>)] = {};
+  for (int64_t k = 0; k < n; ++k) numbers[k] = load(from[k]);
+  memcpy(&to, numbers, sizeof(V));
+}
+
+template <typename V, typename T>
+FK_INLINE void store_first(T* to, const V& from, int64_t n) {
+  accumulate_t<T> numbers[sizeof(V) / sizeof(accumulate_t<T>)];
+  memcpy(numbers, &from, sizeof(V));
+  for (int64_t k = 0; k < n; ++k) store(to + k, numbers[k]);
+}
+
+// Stores past the caches, where Output asks for it: `to` on a multiple of the vector's bytes.
+template <typename V, typename T>
+FK_INLINE void stream_vector(T* to, const V& from) {
+#if defined(__SSE2__)
+  if constexpr (sizeof(T) >= sizeof(float)) {
+    __m128i piece[sizeof(V) / 16];
+    memcpy(piece, &from, sizeof(V));
+#pragma GCC unroll 4
+    for (size_t k = 0; k < sizeof(V) / 16; ++k) _mm_stream_si128(reinterpret_cast<__m128i*>(to) + k, piece[k]);
+    return;
+  }
+#endif
+  store_vector(to, from);
+}
+
+// The largest magnitude of the numbers seen, read from their bits: NaN counts as more than infinity.
+template <typename V>
+struct Magnitude {
+  using T = std::remove_cv_t<std::remove_reference_t<decltype(std::declval<V&>()[0])>>;
+  using Bits = decltype(V{} < V{});  // signed integers of the same size
+  Bits largest{};
+
+  FK_INLINE void add(const V& v) {
+    Bits bits;
+    memcpy(&bits, &v, sizeof(V));
+    bits &= std::numeric_limits<std::remove_reference_t<decltype(bits[0])>>::max();
+    largest = largest > bits ? largest : bits;
+  }
+
+  FK_INLINE bool within(T limit) const {
+    std::remove_reference_t<decltype(std::declval<Bits&>()[0])> bits;
+    memcpy(&bits, &limit, sizeof(T));
+    const Bits beyond = largest > bits;
+    bool any = false;
+    for (size_t k = 0; k < sizeof(V) / sizeof(T); ++k) any |= beyond[k] != 0;
+    return !any;
+  }
+};
 
 // The sum of the two halves of a vector.
 template <typename T, int kBytes, size_t... I>
