@@ -34,38 +34,47 @@ template <typename V>
 struct Sums {
   V divergence{}, precision{}, log_std{};
 
-  // Of n columns: where n is less than a vector's lanes, the others' log σ = 0 would add to the precision.
-  template <bool kWithin, bool kAll>
-  FK_INLINE void add(const V& mean, const V& log_std_in, [[maybe_unused]] int64_t n) {
-    ExpPair<V> variance = variance_of<kWithin>(log_std_in);
-    if constexpr (!kAll) {
-      for (int64_t k = n; k < kLanes; ++k) variance.inverse[k] = 0;
-    }
+  template <bool kWithin>
+  FK_INLINE void add(const V& mean, const V& s) {
+    const ExpPair<V> variance = variance_of<kWithin>(s);
     divergence += gaussian_information_divergence(mean, variance);
     precision += variance.inverse;
-    log_std += log_std_in;
+    log_std += s;
   }
 
-  static constexpr int64_t kLanes = sizeof(V) / sizeof(V{}[0]);
+  // Of the last n lanes alone.
+  template <bool kWithin>
+  FK_INLINE void add_last(const V& mean, const V& s, int64_t n) {
+    Sums terms;
+    terms.template add<kWithin>(mean, s);
+    keep_last(terms.divergence, n);
+    keep_last(terms.precision, n);
+    keep_last(terms.log_std, n);
+    divergence += terms.divergence;
+    precision += terms.precision;
+    log_std += terms.log_std;
+  }
 };
 
+// Of the row at `begin` of both arrays.
 template <bool kWithin, typename V, typename T>
-FK_INLINE void sum_row(Sums<V>& sums, Magnitude<V>& magnitude, const T* mean, const T* log_std,
+FK_INLINE void sum_row(Sums<V>& sums, Magnitude<V>& magnitude, const T* mean, const T* log_std, int64_t begin,
                        int64_t columns) {
-  constexpr int64_t kLanes = Sums<V>::kLanes;
+  constexpr int64_t kLanes = lane_count<V>;
+  const int64_t end = begin + columns;
   V m, s;
-  int64_t j = 0;
-  for (; j + kLanes <= columns; j += kLanes) {
-    load_vector(m, mean + j);
-    load_vector(s, log_std + j);
+  int64_t at = begin;
+  for (; at + kLanes <= end; at += kLanes) {
+    load_vector(m, mean + at);
+    load_vector(s, log_std + at);
     if constexpr (kWithin) magnitude.add(s);
-    sums.template add<kWithin, true>(m, s, kLanes);
+    sums.template add<kWithin>(m, s);
   }
-  if (j < columns) {
-    load_first(m, mean + j, columns - j);
-    load_first(s, log_std + j, columns - j);
+  if (at < end) {
+    load_before(m, mean, end);
+    load_before(s, log_std, end);
     if constexpr (kWithin) magnitude.add(s);
-    sums.template add<kWithin, false>(m, s, columns - j);
+    sums.template add_last<kWithin>(m, s, end - at);
   }
 }
 
@@ -76,21 +85,21 @@ FK_INLINE bool sum_block(const GaussianInformation<T>& a, int64_t first, int64_t
   using A = accumulate_t<T>;
   using V = Vector<A, kBytes>;
   Magnitude<V> magnitude;
+  std::fill_n(out[0], 3 * kBlock, A(0));
   for (int64_t four = 0; four < rows; four += 4) {
     V divergence[4], precision[4], log_std[4];
-    for (int64_t r = 0; r < 4; ++r) {
+    for (int64_t q = 0; q < 4; ++q) {
       Sums<V> sums;
-      const int64_t at = (first + four + r) * a.columns;
-      if (four + r < rows) sum_row<kWithin>(sums, magnitude, a.mean + at, a.log_std + at, a.columns);
-      divergence[r] = sums.divergence;
-      precision[r] = sums.precision;
-      log_std[r] = sums.log_std;
+      if (four + q < rows) {
+        sum_row<kWithin>(sums, magnitude, a.mean, a.log_std, (first + four + q) * a.columns, a.columns);
+      }
+      divergence[q] = sums.divergence;
+      precision[q] = sums.precision;
+      log_std[q] = sums.log_std;
     }
-#pragma GCC unroll 3
-    for (int i = 0; i < 3; ++i) {
-      store_vector(out[i] + four, Vector<A, 4 * sizeof(A)>{});
-      add_sums<A, kBytes>(out[i] + four, i == 0 ? divergence : i == 1 ? precision : log_std);
-    }
+    add_sums<A, kBytes>(out[0] + four, divergence);
+    add_sums<A, kBytes>(out[1] + four, precision);
+    add_sums<A, kBytes>(out[2] + four, log_std);
   }
   return !kWithin || magnitude.within(kLargestLogStd<A>);
 }
@@ -102,12 +111,17 @@ FK_INLINE void gaussian_information_rows_of(const GaussianInformation<T>& a, int
     const int64_t rows = std::min(kBlock, end - first);
     A sums[3][kBlock];
     if (!sum_block<kBytes, true>(a, first, rows, sums)) sum_block<kBytes, false>(a, first, rows, sums);
-    A power[kBlock];
-    for (int64_t r = 0; r < kBlock; ++r) power[r] = entropy_power_of_sum(sums[2][r], a.columns);
-    for (int64_t r = 0; r < rows; ++r) {
-      a.kl[first + r] = A(0.5) * sums[0][r];
-      a.trace[first + r] = sums[1][r];
-      a.entropy_power[first + r] = power[r];
+    for (int64_t r = 0; r < kBlock; ++r) {
+      sums[0][r] *= A(0.5);
+      sums[2][r] = entropy_power_of_sum(sums[2][r], a.columns);
+    }
+    A* const to[] = {a.kl + first, a.trace + first, a.entropy_power + first};
+    for (int i = 0; i < 3; ++i) {
+      if (rows == kBlock) {
+        memcpy(to[i], sums[i], sizeof(sums[i]));
+      } else {
+        std::copy_n(sums[i], rows, to[i]);
+      }
     }
   }
 }
@@ -150,38 +164,37 @@ struct GaussianInformationBackward {
   int64_t columns;
 };
 
-// to[j] = formula(from[j]), for vectors.
+// to = formula(from) for the row at `begin` of both arrays, vector by vector.
 template <int kBytes, bool kStream, typename T, typename F>
-FK_INLINE void map_row(T* to, const T* from, int64_t columns, const F& formula) {
-  using A = accumulate_t<T>;
-  using V = Vector<A, kBytes>;
-  constexpr int64_t kLanes = kBytes / sizeof(A);
+FK_INLINE void map_row(T* to, const T* from, int64_t begin, int64_t columns, const F& formula) {
+  using V = Vector<accumulate_t<T>, kBytes>;
+  constexpr int64_t kLanes = lane_count<V>;
+  const int64_t end = begin + columns;
   V in, out;
-  int64_t j = 0;
-  for (; j + kLanes <= columns; j += kLanes) {
-    load_vector(in, from + j);
+  int64_t at = begin;
+  for (; at + kLanes <= end; at += kLanes) {
+    load_vector(in, from + at);
     formula(out, in);
     if constexpr (kStream) {
-      stream_vector(to + j, out);
+      stream_vector(to + at, out);
     } else {
-      store_vector(to + j, out);
+      store_vector(to + at, out);
     }
   }
-  if (j < columns) {
-    load_first(in, from + j, columns - j);
+  if (at < end) {
+    load_before(in, from, end);
     formula(out, in);
-    store_first(to + j, out, columns - j);
+    store_before(to, end, out, std::min(columns, kLanes));
   }
 }
 
 template <int kBytes, typename T, typename F>
-FK_INLINE void write_row(const Output<T>& output, int64_t offset, const T* from, int64_t columns,
+FK_INLINE void write_row(const Output<T>& output, const T* from, int64_t begin, int64_t columns,
                          const F& formula) {
-  T* to = output.data + offset;
-  if (output.stream && reinterpret_cast<uintptr_t>(to) % kBytes == 0) {
-    map_row<kBytes, true>(to, from + offset, columns, formula);
+  if (output.stream && reinterpret_cast<uintptr_t>(output.data + begin) % kBytes == 0) {
+    map_row<kBytes, true>(output.data, from, begin, columns, formula);
   } else {
-    map_row<kBytes, false>(to, from + offset, columns, formula);
+    map_row<kBytes, false>(output.data, from, begin, columns, formula);
   }
 }
 
@@ -196,11 +209,12 @@ FK_INLINE bool backward_block(const GaussianInformationBackward<T>& a, int64_t b
     const A grad_power = a.grad_entropy_power ? a.grad_entropy_power[r] : A(0);
     const A through_power = gaussian_information_through_power(grad_power, a.entropy_power[r], a.columns);
     if (a.grad_mean) {
-      write_row<kBytes>(a.grad_mean, r * a.columns, a.mean, a.columns,
-                        [&](V& grad, const V& mean) { grad = gaussian_information_grad_mean(grad_kl, mean); });
+      write_row<kBytes>(a.grad_mean, a.mean, r * a.columns, a.columns, [&](V& grad, const V& mean) {
+        grad = gaussian_information_grad_mean(grad_kl, mean);
+      });
     }
     if (a.grad_log_std) {
-      write_row<kBytes>(a.grad_log_std, r * a.columns, a.log_std, a.columns, [&](V& grad, const V& log_std) {
+      write_row<kBytes>(a.grad_log_std, a.log_std, r * a.columns, a.columns, [&](V& grad, const V& log_std) {
         if constexpr (kWithin) magnitude.add(log_std);
         grad = gaussian_information_grad_log_std<kWithin>(grad_kl, grad_trace, through_power,
                                                           variance_of<kWithin>(log_std));

@@ -7,6 +7,7 @@
 // convention would depend on the instruction set.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -67,34 +68,63 @@ FK_INLINE void store_vector(BFloat16* to, const V& from) {
   for (int k = 0; k < kLanes; ++k) store(to + k, numbers[k]);
 }
 
-// The first n elements of a vector; the others are read as zero and not written.
+template <typename V>
+constexpr int64_t lane_count = sizeof(V) / sizeof(V{}[0]);
+
+// The elements before `end` of an array; zeros where it has none.
 template <typename V, typename T>
-FK_INLINE void load_first(V& to, const T* from, int64_t n) {
-  accumulate_t<T> numbers[sizeof(V) / sizeof(accumulate_t<T>)] = {};
-  for (int64_t k = 0; k < n; ++k) numbers[k] = load(from[k]);
+FK_INLINE void load_before(V& to, const T* array, int64_t end) {
+  constexpr int64_t kLanes = lane_count<V>;
+  if (end >= kLanes) return load_vector(to, array + end - kLanes);
+  accumulate_t<T> numbers[kLanes] = {};
+  for (int64_t i = 0; i < end; ++i) numbers[kLanes - end + i] = load(array[i]);
   memcpy(&to, numbers, sizeof(V));
 }
 
+// The last n lanes, n at most their number, to the elements before `end`.
 template <typename V, typename T>
-FK_INLINE void store_first(T* to, const V& from, int64_t n) {
-  accumulate_t<T> numbers[sizeof(V) / sizeof(accumulate_t<T>)];
+FK_INLINE void store_before(T* array, int64_t end, const V& from, int64_t n) {
+  constexpr int64_t kLanes = lane_count<V>;
+  if (n == kLanes) return store_vector(array + end - kLanes, from);
+  accumulate_t<T> numbers[kLanes];
   memcpy(numbers, &from, sizeof(V));
-  for (int64_t k = 0; k < n; ++k) store(to + k, numbers[k]);
+  for (int64_t k = kLanes - n; k < kLanes; ++k) store(array + end - kLanes + k, numbers[k]);
 }
 
-// Stores past the caches, where Output asks for it: `to` on a multiple of the vector's bytes.
+// Zero in all but the last n lanes.
+template <typename V>
+FK_INLINE void keep_last(V& v, int64_t n) {
+  constexpr int64_t kLanes = lane_count<V>;
+  using Bits = decltype(V{} < V{});
+  using Element = std::remove_cv_t<std::remove_reference_t<decltype(std::declval<Bits&>()[0])>>;
+  constexpr auto kMask = [] {
+    std::array<Element, 2 * kLanes> mask{};
+    for (int64_t k = kLanes; k < 2 * kLanes; ++k) mask[k] = -1;
+    return mask;
+  }();
+  Bits bits, mask;
+  memcpy(&bits, &v, sizeof(V));
+  memcpy(&mask, kMask.data() + n, sizeof(V));
+  bits &= mask;
+  memcpy(&v, &bits, sizeof(V));
+}
+
+// Stores past the caches; `to` on a multiple of the vector's bytes.
 template <typename V, typename T>
 FK_INLINE void stream_vector(T* to, const V& from) {
-#if defined(__SSE2__)
-  if constexpr (sizeof(T) >= sizeof(float)) {
-    __m128i piece[sizeof(V) / 16];
-    memcpy(piece, &from, sizeof(V));
-#pragma GCC unroll 4
-    for (size_t k = 0; k < sizeof(V) / 16; ++k) _mm_stream_si128(reinterpret_cast<__m128i*>(to) + k, piece[k]);
-    return;
-  }
+  if constexpr (sizeof(T) < sizeof(float)) {
+    store_vector(to, from);
+  } else {
+#if defined(__x86_64__)
+    if constexpr (sizeof(V) == 16) {
+      asm("movntps %1, %0" : "=m"(*reinterpret_cast<V*>(to)) : "x"(from));
+    } else {
+      asm("vmovntps %1, %0" : "=m"(*reinterpret_cast<V*>(to)) : "v"(from));
+    }
+#else
+    store_vector(to, from);
 #endif
-  store_vector(to, from);
+  }
 }
 
 // The largest magnitude of the numbers seen, read from their bits: NaN counts as more than infinity.
