@@ -3,8 +3,15 @@
 from importlib import import_module
 
 SUITES = {
-    "ops": ("ops.gaussian_information", "ops.gaussian_score", "ops.posterior_residual", "ops.stability"),
+    "ops": (
+        "ops.gaussian_information",
+        "ops.gaussian_score",
+        "ops.posterior_residual",
+        "ops.score_moments",
+        "ops.stability",
+    ),
     "steps": ("steps.fisher_ae_mlp", "steps.fisher_ae_conv"),
+    "cycles": ("steps.algorithm_1",),
     "fisher_net": ("fisher_net.sample", "fisher_net.sample_backward", "fisher_net.peak", "fisher_net.step"),
 }
 

@@ -1,1 +1,1 @@
-"""One file per pair of nets: a training step's loss and all its gradients, batch 128."""
+"""One file per training step: its loss and all its gradients, or a cycle of several updates."""

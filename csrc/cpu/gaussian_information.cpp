@@ -1,6 +1,9 @@
 // gaussian_information on CPU. Floor at N = 65536 rows, d = 64, float32 (16.8 MB an array): forward reads
 // mean and log_std; backward reads them again and writes two gradients: 101 MB, two exponentials an element
 // and pass, from one reduction.
+//
+// Overflow is looked for in a block of rows, not in every element: the block is computed as if there were
+// none, beside the largest |log σ|, and once more with care where that was too large.
 #include "math/gaussian_information.h"
 
 #include "cpu/buffers.h"
@@ -9,6 +12,11 @@
 
 namespace fisherkernels {
 namespace {
+
+constexpr int64_t kBlock = 16;  // rows
+
+template <typename A>
+constexpr A kLargestLogStd = ExpConstants<A>::kPairLimit / 2;
 
 template <typename T>
 struct GaussianInformation {
@@ -21,88 +29,106 @@ struct GaussianInformation {
   int64_t columns;
 };
 
-// Sums over the columns of a few rows, each in 128 bytes of independent lanes. The lanes of four rows are
-// added up together: for one row alone that would take longer than its formulas.
-template <typename A>
-struct RowSums {
-  static constexpr int64_t kRows = 16, kCount = Lanes<A>::kCount;
-  A lane[kRows][kCount];
+// Sums over columns, lane by lane.
+template <typename V>
+struct Sums {
+  V divergence{}, precision{}, log_std{};
 
-  FK_INLINE RowSums() {
-    for (int64_t r = 0; r < kRows; ++r) std::fill_n(lane[r], kCount, A(0));
+  template <bool kWithin>
+  FK_INLINE void add(const V& mean, const V& s) {
+    const ExpPair<V> variance = variance_of<kWithin>(s);
+    divergence += gaussian_information_divergence(mean, variance);
+    precision += variance.inverse;
+    log_std += s;
   }
 
-  FK_INLINE void sum(A* out) const {
-    std::fill_n(out, kRows, A(0));
-    for (int64_t r = 0; r < kRows; r += 4) {
-      Vector<A, 64> four[4], upper;
-#pragma GCC unroll 4
-      for (int64_t q = 0; q < 4; ++q) {
-        load_vector(four[q], lane[r + q]);
-        load_vector(upper, lane[r + q] + kCount / 2);
-        four[q] += upper;
-      }
-      add_sums<A, 64>(out + r, four);
-    }
+  // Of the last n lanes alone.
+  template <bool kWithin>
+  FK_INLINE void add_last(const V& mean, const V& s, int64_t n) {
+    Sums terms;
+    terms.template add<kWithin>(mean, s);
+    keep_last(terms.divergence, n);
+    keep_last(terms.precision, n);
+    keep_last(terms.log_std, n);
+    divergence += terms.divergence;
+    precision += terms.precision;
+    log_std += terms.log_std;
   }
 };
 
-// Adds columns j = 0..n-1, n at most the number of lanes, of one row to its lanes.
-template <typename T, typename A>
-FK_INLINE void add_columns(A* divergence, A* precision, A* sum_log_std, const T* mean, const T* log_std,
-                           int64_t n) {
-#pragma GCC ivdep
-  for (int64_t j = 0; j < n; ++j) {
-    const A s = load(log_std[j]);
-    const ExpPair<A> variance = variance_of(s);
-    divergence[j] += gaussian_information_divergence<A>(load(mean[j]), variance);
-    precision[j] += variance.inverse;
-    sum_log_std[j] += s;
+// Of the row at `begin` of both arrays.
+template <bool kWithin, typename V, typename T>
+FK_INLINE void sum_row(Sums<V>& sums, Magnitude<V>& magnitude, const T* mean, const T* log_std, int64_t begin,
+                       int64_t columns) {
+  constexpr int64_t kLanes = lane_count<V>;
+  const int64_t end = begin + columns;
+  V m, s;
+  int64_t at = begin;
+  for (; at + kLanes <= end; at += kLanes) {
+    load_vector(m, mean + at);
+    load_vector(s, log_std + at);
+    if constexpr (kWithin) magnitude.add(s);
+    sums.template add<kWithin>(m, s);
+  }
+  if (at < end) {
+    load_before(m, mean, end);
+    load_before(s, log_std, end);
+    if constexpr (kWithin) magnitude.add(s);
+    sums.template add_last<kWithin>(m, s, end - at);
   }
 }
 
-template <typename T>
-FK_INLINE void forward_block(const GaussianInformation<T>& a, int64_t first, int64_t rows) {
+// Divergence, precision and log σ summed over the columns of a block of rows. False where kWithin was wrong.
+template <int kBytes, bool kWithin, typename T>
+FK_INLINE bool sum_block(const GaussianInformation<T>& a, int64_t first, int64_t rows,
+                         accumulate_t<T> (&out)[3][kBlock]) {
   using A = accumulate_t<T>;
-  constexpr int64_t kCount = RowSums<A>::kCount;
-  RowSums<A> divergence, precision, sum_log_std;
-  for (int64_t r = 0; r < rows; ++r) {
-    const T *mean = a.mean + (first + r) * a.columns, *log_std = a.log_std + (first + r) * a.columns;
-    A *to_divergence = divergence.lane[r], *to_precision = precision.lane[r], *to_sum = sum_log_std.lane[r];
-    int64_t j = 0;
-    for (; j + kCount <= a.columns; j += kCount) {
-      add_columns(to_divergence, to_precision, to_sum, mean + j, log_std + j, kCount);
+  using V = Vector<A, kBytes>;
+  Magnitude<V> magnitude;
+  std::fill_n(out[0], 3 * kBlock, A(0));
+  for (int64_t four = 0; four < rows; four += 4) {
+    V divergence[4], precision[4], log_std[4];
+    for (int64_t q = 0; q < 4; ++q) {
+      Sums<V> sums;
+      if (four + q < rows) {
+        sum_row<kWithin>(sums, magnitude, a.mean, a.log_std, (first + four + q) * a.columns, a.columns);
+      }
+      divergence[q] = sums.divergence;
+      precision[q] = sums.precision;
+      log_std[q] = sums.log_std;
     }
-    if (j < a.columns) {
-      add_columns(to_divergence, to_precision, to_sum, mean + j, log_std + j, a.columns - j);
-    }
+    add_sums<A, kBytes>(out[0] + four, divergence);
+    add_sums<A, kBytes>(out[1] + four, precision);
+    add_sums<A, kBytes>(out[2] + four, log_std);
   }
-  A kl[RowSums<A>::kRows], trace[RowSums<A>::kRows], power[RowSums<A>::kRows];
-  divergence.sum(kl);
-  precision.sum(trace);
-  sum_log_std.sum(power);
-  for (int64_t r = 0; r < rows; ++r) {
-    a.kl[first + r] = A(0.5) * kl[r];
-    a.trace[first + r] = trace[r];
-    a.entropy_power[first + r] = entropy_power_of_sum(power[r], a.columns);
+  return !kWithin || magnitude.within(kLargestLogStd<A>);
+}
+
+template <int kBytes, typename T>
+FK_INLINE void gaussian_information_rows_of(const GaussianInformation<T>& a, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  for (int64_t first = begin; first < end; first += kBlock) {
+    const int64_t rows = std::min(kBlock, end - first);
+    A sums[3][kBlock];
+    if (!sum_block<kBytes, true>(a, first, rows, sums)) sum_block<kBytes, false>(a, first, rows, sums);
+    for (int64_t r = 0; r < kBlock; ++r) {
+      sums[0][r] *= A(0.5);
+      sums[2][r] = entropy_power_of_sum(sums[2][r], a.columns);
+    }
+    A* const to[] = {a.kl + first, a.trace + first, a.entropy_power + first};
+    for (int i = 0; i < 3; ++i) {
+      if (rows == kBlock) {
+        memcpy(to[i], sums[i], sizeof(sums[i]));
+      } else {
+        std::copy_n(sums[i], rows, to[i]);
+      }
+    }
   }
 }
 
-template <typename T>
-FK_INLINE void forward_rows(const GaussianInformation<T>& a, int64_t begin, int64_t end) {
-  constexpr int64_t kRows = RowSums<accumulate_t<T>>::kRows;
-  for (int64_t r = begin; r < end; r += kRows) forward_block(a, r, std::min(kRows, end - r));
-}
-
-FK_CLONES void gaussian_information_rows(const GaussianInformation<float>& a, int64_t begin, int64_t end) {
-  forward_rows(a, begin, end);
-}
-FK_CLONES void gaussian_information_rows(const GaussianInformation<double>& a, int64_t begin, int64_t end) {
-  forward_rows(a, begin, end);
-}
-FK_CLONES void gaussian_information_rows(const GaussianInformation<BFloat16>& a, int64_t begin, int64_t end) {
-  forward_rows(a, begin, end);
-}
+FK_WIDTHS(gaussian_information_rows, GaussianInformation<float>)
+FK_WIDTHS(gaussian_information_rows, GaussianInformation<double>)
+FK_WIDTHS(gaussian_information_rows, GaussianInformation<BFloat16>)
 
 std::tuple<Tensor, Tensor, Tensor> gaussian_information(const Tensor& mean_in, const Tensor& log_std_in) {
   const Tensor mean = as_contiguous(mean_in), log_std = as_contiguous(log_std_in);
@@ -138,46 +164,82 @@ struct GaussianInformationBackward {
   int64_t columns;
 };
 
-template <typename T>
-FK_INLINE void backward_rows(const GaussianInformationBackward<T>& a, int64_t begin, int64_t end) {
+// to = formula(from) for the row at `begin` of both arrays, vector by vector.
+template <int kBytes, bool kStream, typename T, typename F>
+FK_INLINE void map_row(T* to, const T* from, int64_t begin, int64_t columns, const F& formula) {
+  using V = Vector<accumulate_t<T>, kBytes>;
+  constexpr int64_t kLanes = lane_count<V>;
+  const int64_t end = begin + columns;
+  V in, out;
+  int64_t at = begin;
+  for (; at + kLanes <= end; at += kLanes) {
+    load_vector(in, from + at);
+    formula(out, in);
+    if constexpr (kStream) {
+      stream_vector(to + at, out);
+    } else {
+      store_vector(to + at, out);
+    }
+  }
+  if (at < end) {
+    load_before(in, from, end);
+    formula(out, in);
+    store_before(to, end, out, std::min(columns, kLanes));
+  }
+}
+
+template <int kBytes, typename T, typename F>
+FK_INLINE void write_row(const Output<T>& output, const T* from, int64_t begin, int64_t columns,
+                         const F& formula) {
+  if (output.stream && reinterpret_cast<uintptr_t>(output.data + begin) % kBytes == 0) {
+    map_row<kBytes, true>(output.data, from, begin, columns, formula);
+  } else {
+    map_row<kBytes, false>(output.data, from, begin, columns, formula);
+  }
+}
+
+// False where kWithin was wrong.
+template <int kBytes, bool kWithin, typename T>
+FK_INLINE bool backward_block(const GaussianInformationBackward<T>& a, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
+  using V = Vector<A, kBytes>;
+  Magnitude<V> magnitude;
   for (int64_t r = begin; r < end; ++r) {
     const A grad_kl = a.grad_kl ? a.grad_kl[r] : A(0), grad_trace = a.grad_trace ? a.grad_trace[r] : A(0);
     const A grad_power = a.grad_entropy_power ? a.grad_entropy_power[r] : A(0);
     const A through_power = gaussian_information_through_power(grad_power, a.entropy_power[r], a.columns);
-    for (int64_t start = 0; start < a.columns; start += kTile) {
-      const int64_t n = std::min(kTile, a.columns - start), offset = r * a.columns + start;
-      A grad[kTile];
-      if (a.grad_mean) {
-        const T* mean = a.mean + offset;
-        for (int64_t j = 0; j < n; ++j) grad[j] = gaussian_information_grad_mean<A>(grad_kl, load(mean[j]));
-        a.grad_mean.write(offset, grad, n);
-      }
-      if (a.grad_log_std) {
-        const T* log_std = a.log_std + offset;
-        for (int64_t j = 0; j < n; ++j) {
-          grad[j] = gaussian_information_grad_log_std(grad_kl, grad_trace, through_power,
-                                                      variance_of<A>(load(log_std[j])));
-        }
-        a.grad_log_std.write(offset, grad, n);
-      }
+    if (a.grad_mean) {
+      write_row<kBytes>(a.grad_mean, a.mean, r * a.columns, a.columns, [&](V& grad, const V& mean) {
+        grad = gaussian_information_grad_mean(grad_kl, mean);
+      });
+    }
+    if (a.grad_log_std) {
+      write_row<kBytes>(a.grad_log_std, a.log_std, r * a.columns, a.columns, [&](V& grad, const V& log_std) {
+        if constexpr (kWithin) magnitude.add(log_std);
+        grad = gaussian_information_grad_log_std<kWithin>(grad_kl, grad_trace, through_power,
+                                                          variance_of<kWithin>(log_std));
+      });
+    }
+  }
+  return !kWithin || magnitude.within(kLargestLogStd<A>);
+}
+
+template <int kBytes, typename T>
+FK_INLINE void gaussian_information_backward_rows_of(const GaussianInformationBackward<T>& a, int64_t begin,
+                                                     int64_t end) {
+  for (int64_t first = begin; first < end; first += kBlock) {
+    const int64_t last = std::min(first + kBlock, end);
+    if (!backward_block<kBytes, true>(a, first, last)) {
+      finish_streams();  // what follows writes the same memory
+      backward_block<kBytes, false>(a, first, last);
     }
   }
   finish_streams();
 }
 
-FK_CLONES void gaussian_information_backward_rows(const GaussianInformationBackward<float>& a, int64_t begin,
-                                                  int64_t end) {
-  backward_rows(a, begin, end);
-}
-FK_CLONES void gaussian_information_backward_rows(const GaussianInformationBackward<double>& a, int64_t begin,
-                                                  int64_t end) {
-  backward_rows(a, begin, end);
-}
-FK_CLONES void gaussian_information_backward_rows(const GaussianInformationBackward<BFloat16>& a,
-                                                  int64_t begin, int64_t end) {
-  backward_rows(a, begin, end);
-}
+FK_WIDTHS(gaussian_information_backward_rows, GaussianInformationBackward<float>)
+FK_WIDTHS(gaussian_information_backward_rows, GaussianInformationBackward<double>)
+FK_WIDTHS(gaussian_information_backward_rows, GaussianInformationBackward<BFloat16>)
 
 std::tuple<Tensor, Tensor> gaussian_information_backward(const std::optional<Tensor>& grad_kl_in,
                                                          const std::optional<Tensor>& grad_trace_in,

@@ -7,8 +7,11 @@
 // convention would depend on the instruction set.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <cstring>
+#include <limits>
+#include <type_traits>
 #include <utility>
 
 #include "cpu/vector.h"
@@ -46,6 +49,107 @@ template <typename V, typename T>
 FK_INLINE void store_vector(T* to, const V& from) {
   memcpy(to, &from, sizeof(V));
 }
+
+// bfloat16 numbers become a vector of float, and back.
+template <typename V>
+FK_INLINE void load_vector(V& to, const BFloat16* from) {
+  using Bits = Vector<uint32_t, sizeof(V)>;
+  Vector<uint16_t, sizeof(V) / 2> half;
+  memcpy(&half, from, sizeof(half));
+  const Bits bits = __builtin_convertvector(half, Bits) << 16;
+  memcpy(&to, &bits, sizeof(V));
+}
+
+template <typename V>
+FK_INLINE void store_vector(BFloat16* to, const V& from) {
+  constexpr int kLanes = sizeof(V) / sizeof(float);
+  float numbers[kLanes];
+  memcpy(numbers, &from, sizeof(V));
+  for (int k = 0; k < kLanes; ++k) store(to + k, numbers[k]);
+}
+
+template <typename V>
+constexpr int64_t lane_count = sizeof(V) / sizeof(V{}[0]);
+
+// The elements before `end` of an array; zeros where it has none.
+template <typename V, typename T>
+FK_INLINE void load_before(V& to, const T* array, int64_t end) {
+  constexpr int64_t kLanes = lane_count<V>;
+  if (end >= kLanes) return load_vector(to, array + end - kLanes);
+  accumulate_t<T> numbers[kLanes] = {};
+  for (int64_t i = 0; i < end; ++i) numbers[kLanes - end + i] = load(array[i]);
+  memcpy(&to, numbers, sizeof(V));
+}
+
+// The last n lanes, n at most their number, to the elements before `end`.
+template <typename V, typename T>
+FK_INLINE void store_before(T* array, int64_t end, const V& from, int64_t n) {
+  constexpr int64_t kLanes = lane_count<V>;
+  if (n == kLanes) return store_vector(array + end - kLanes, from);
+  accumulate_t<T> numbers[kLanes];
+  memcpy(numbers, &from, sizeof(V));
+  for (int64_t k = kLanes - n; k < kLanes; ++k) store(array + end - kLanes + k, numbers[k]);
+}
+
+// Zero in all but the last n lanes.
+template <typename V>
+FK_INLINE void keep_last(V& v, int64_t n) {
+  constexpr int64_t kLanes = lane_count<V>;
+  using Bits = decltype(V{} < V{});
+  using Element = std::remove_cv_t<std::remove_reference_t<decltype(std::declval<Bits&>()[0])>>;
+  constexpr auto kMask = [] {
+    std::array<Element, 2 * kLanes> mask{};
+    for (int64_t k = kLanes; k < 2 * kLanes; ++k) mask[k] = -1;
+    return mask;
+  }();
+  Bits bits, mask;
+  memcpy(&bits, &v, sizeof(V));
+  memcpy(&mask, kMask.data() + n, sizeof(V));
+  bits &= mask;
+  memcpy(&v, &bits, sizeof(V));
+}
+
+// Stores past the caches; `to` on a multiple of the vector's bytes.
+template <typename V, typename T>
+FK_INLINE void stream_vector(T* to, const V& from) {
+  if constexpr (sizeof(T) < sizeof(float)) {
+    store_vector(to, from);
+  } else {
+#if defined(__x86_64__)
+    if constexpr (sizeof(V) == 16) {
+      asm("movntps %1, %0" : "=m"(*reinterpret_cast<V*>(to)) : "x"(from));
+    } else {
+      asm("vmovntps %1, %0" : "=m"(*reinterpret_cast<V*>(to)) : "v"(from));
+    }
+#else
+    store_vector(to, from);
+#endif
+  }
+}
+
+// The largest magnitude of the numbers seen, read from their bits: NaN counts as more than infinity.
+template <typename V>
+struct Magnitude {
+  using T = std::remove_cv_t<std::remove_reference_t<decltype(std::declval<V&>()[0])>>;
+  using Bits = decltype(V{} < V{});  // signed integers of the same size
+  Bits largest{};
+
+  FK_INLINE void add(const V& v) {
+    Bits bits;
+    memcpy(&bits, &v, sizeof(V));
+    bits &= std::numeric_limits<std::remove_reference_t<decltype(bits[0])>>::max();
+    largest = largest > bits ? largest : bits;
+  }
+
+  FK_INLINE bool within(T limit) const {
+    std::remove_reference_t<decltype(std::declval<Bits&>()[0])> bits;
+    memcpy(&bits, &limit, sizeof(T));
+    const Bits beyond = largest > bits;
+    bool any = false;
+    for (size_t k = 0; k < sizeof(V) / sizeof(T); ++k) any |= beyond[k] != 0;
+    return !any;
+  }
+};
 
 // The sum of the two halves of a vector.
 template <typename T, int kBytes, size_t... I>

@@ -8,6 +8,8 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #include "math/common.h"
 
@@ -40,6 +42,19 @@ struct ExpConstants<double> {
   static constexpr double kLog2e = 1.44269504088896341;
   static constexpr double kLn2High = 0x1.62e42fefp-1, kLn2Low = 0x1.473de6af278edp-34;
   static constexpr int kDegree = 13;
+};
+
+// What exp_pair_within computes with: T is a number, or a vector of numbers (GCC's vector_size).
+template <typename T, typename = void>
+struct ExpTypes {
+  using Element = T;
+  using Bits = std::make_unsigned_t<typename ExpConstants<T>::Int>;
+};
+
+template <typename T>
+struct ExpTypes<T, std::void_t<decltype(std::declval<T&>()[0])>> {
+  using Element = std::remove_cv_t<std::remove_reference_t<decltype(std::declval<T&>()[0])>>;
+  typedef typename ExpTypes<Element>::Bits Bits __attribute__((vector_size(sizeof(T))));
 };
 
 template <typename T>
@@ -79,16 +94,17 @@ FK_HOST_DEVICE T taylor(T r) {
                                           1.0 / 39916800,
                                           1.0 / 479001600,
                                           1.0 / 6227020800.0};
-  constexpr int kDegree = ExpConstants<T>::kDegree;
+  using Element = typename ExpTypes<T>::Element;
+  constexpr int kDegree = ExpConstants<Element>::kDegree;
   constexpr int kLast = kDegree - (kDegree - kFirst) % kStep;
-  T sum = static_cast<T>(kInverseFactorial[kLast]);
+  T sum = T{} + static_cast<Element>(kInverseFactorial[kLast]);
 #if defined(__CUDACC__)
 #pragma unroll
 #else
 #pragma GCC unroll 16
 #endif
   for (int k = kLast - kStep; k >= kFirst; k -= kStep) {
-    sum = sum * r + static_cast<T>(kInverseFactorial[k]);
+    sum = sum * r + static_cast<Element>(kInverseFactorial[k]);
   }
   return sum;
 }
@@ -119,36 +135,44 @@ struct ExpPair {
   T inverse;  // e^-x
 };
 
-// e^±r - 1 = (cosh r - 1) ± sinh r: the even and the odd half of one polynomial. 2^n and 2^-n are one factor
-// each, so that infinity and zero begin at |x| = 127.5 ln 2 (float): within a factor of two of the type's
-// largest and smallest normal number.
+// exp_pair for |x| <= kPairLimit. e^±r - 1 = (cosh r - 1) ± sinh r: the even and the odd half of one
+// polynomial. n comes with the exponent's bias added, so that one shift makes 2^n of it.
 template <typename T>
-FK_HOST_DEVICE ExpPair<T> exp_pair(T x) {
-  using C = ExpConstants<T>;
-  using Int = typename C::Int;
-  const T rounded = x * C::kLog2e + C::kRound;
-  const T n = rounded - C::kRound;
+FK_HOST_DEVICE ExpPair<T> exp_pair_within(T x) {
+  using Element = typename ExpTypes<T>::Element;
+  using Bits = typename ExpTypes<T>::Bits;
+  using C = ExpConstants<Element>;
+  constexpr Element kOrigin = C::kRound + Element(C::kBias);
+  const T rounded = x * C::kLog2e + kOrigin;
+  const T n = rounded - kOrigin;
   const T r = (x - n * C::kLn2High) - n * C::kLn2Low;
-  const T scale = power_of_two<T>(rounded_to_int<T>(rounded));
-  const T inverse_scale = power_of_two<T>(Int(0) - rounded_to_int<T>(rounded));
+  Bits bits;
+  memcpy(&bits, &rounded, sizeof(T));
+  bits <<= C::kMantissaBits;
+  T scale, inverse_scale;
+  memcpy(&scale, &bits, sizeof(T));
+  bits = (static_cast<typename ExpTypes<Element>::Bits>(2 * C::kBias) << C::kMantissaBits) - bits;
+  memcpy(&inverse_scale, &bits, sizeof(T));
   const T square = r * r;
   const T even = square * taylor<2, 2>(square);     // cosh r - 1
   const T odd = r * square * taylor<3, 2>(square);  // sinh r - r
-  const T beyond = scale - T(1);                    // of e^x - 1, and of it less x: exact for n = 0
-  const T growth = scale * (even + (odd + r)) + beyond;
-  const T excess = scale * (even + odd) + ((scale * r - x) + beyond);
-  const T inverse = inverse_scale * (even - (odd + r)) + inverse_scale;
-  const bool large = x > C::kPairLimit, small = x < -C::kPairLimit;
-  const T infinity = static_cast<T>(__builtin_inf());
-  return {large   ? infinity
-          : small ? T(-1)
-                  : growth,
-          large   ? infinity
-          : small ? T(-1) - x
-                  : excess,
-          large   ? T(0)
-          : small ? infinity
-                  : inverse};
+  const T beyond = scale - Element(1);              // of e^x - 1, and of it less x: exact for n = 0
+  return {scale * (even + (odd + r)) + beyond, scale * (even + odd) + ((scale * r - x) + beyond),
+          inverse_scale * (even - (odd + r)) + inverse_scale};
+}
+
+// For every x. 2^n and 2^-n are one factor each, so that infinity and zero begin at |x| = 127.5 ln 2 (float):
+// within a factor of two of the type's largest and smallest normal number.
+template <typename T>
+FK_HOST_DEVICE ExpPair<T> exp_pair(T x) {
+  using Element = typename ExpTypes<T>::Element;
+  constexpr Element kLimit = ExpConstants<Element>::kPairLimit;
+  const T infinity = T{} + static_cast<Element>(__builtin_inf()), zero{};
+  const auto large = x > kLimit, small = x < -kLimit;
+  const ExpPair<T> within = exp_pair_within(x);
+  return {large ? infinity : (small ? zero - Element(1) : within.growth),
+          large ? infinity : (small ? -Element(1) - x : within.excess),
+          large ? zero : (small ? infinity : within.inverse)};
 }
 
 template <typename T>

@@ -77,6 +77,23 @@ def test_what_is_not_asked_for_may_overflow(device):
         torch.testing.assert_close(grad, torch.full_like(grad, -1.0))
 
 
+@pytest.mark.parametrize("rows, columns", [(37, 64), (37, 61), (20, 3), (33000, 64)])
+def test_overflow_stays_in_its_row(device, random_tensor, rows, columns):
+    """The rows around it are computed in the same block; the largest gradients are written past the caches."""
+    log_std = 0.5 * random_tensor((rows, columns), torch.float32, device)
+    log_std[7, 1], log_std[12, columns - 1], log_std[rows - 1, 2] = 60.0, -60.0, torch.nan
+    args = [random_tensor((rows, columns), torch.float32, device), log_std]
+    weights = [torch.rand(rows, device=device) for _ in range(3)]
+    results = []
+    for function, dtype in ((ops.gaussian_information, torch.float32), (reference.gaussian_information, torch.float64)):
+        leaves = [t.detach().to(dtype).requires_grad_() for t in args]
+        outputs = function(*leaves)
+        results.append((*outputs, *torch.autograd.grad(outputs, leaves, [w.to(dtype) for w in weights])))
+    assert results[0][0][7].isposinf() and results[0][1][12].isposinf()
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs.to(torch.float32), rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
 @given(columns=st.sampled_from([1, 2, 40]), spread=st.sampled_from([0.0, 1.0]))
 def test_the_plane_has_a_border(device, random_tensor, columns, spread):
     """N tr J >= d, with equality where all standard deviations are equal."""
