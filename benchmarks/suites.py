@@ -3,7 +3,13 @@
 from importlib import import_module
 
 SUITES = {
-    "ops": ("ops.gaussian_information", "ops.gaussian_score", "ops.posterior_residual", "ops.stability"),
+    "ops": (
+        "ops.activation_tangents",
+        "ops.gaussian_information",
+        "ops.gaussian_score",
+        "ops.posterior_residual",
+        "ops.stability",
+    ),
     "steps": ("steps.fisher_ae_mlp", "steps.fisher_ae_conv"),
     "fisher_net": ("fisher_net.sample", "fisher_net.sample_backward", "fisher_net.peak", "fisher_net.step"),
 }
