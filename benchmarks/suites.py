@@ -4,6 +4,7 @@ from importlib import import_module
 
 SUITES = {
     "ops": (
+        "ops.activation_tangents",
         "ops.gaussian_information",
         "ops.gaussian_score",
         "ops.posterior_residual",

@@ -11,24 +11,30 @@
 namespace fisherkernels {
 namespace {
 
-// A block: some rows by some columns, small enough for the first-level cache in a few arrays.
+// Columns that are worked on together, and elements of a block of rows by columns: a few arrays of them fit
+// in the first-level cache.
 template <typename T>
-constexpr int64_t kBlock = 8192 / sizeof(T);
+constexpr int64_t kColumns = 4096 / sizeof(T);
+template <typename T>
+constexpr int64_t kBlock = 4 * kColumns<T>;
 
 // Blocks of the same columns follow each other in a chunk of rows; a chunk's tile of columns is an item of
 // work.
-struct Partition {
-  int64_t tile, tiles, block_rows, blocks, chunks;
+struct Blocks {
+  int64_t tile, tiles;          // columns of a block, and how many times that
+  int64_t rows, count, chunks;  // rows of a block, how many times that, and in how many chunks
+  int64_t piece;                // columns between one write and the next
 };
 
-Partition partition(int64_t rows, int64_t columns, int64_t block) {
-  Partition p;
-  p.tile = std::max<int64_t>(1, std::min(columns, rows > 1 ? kTile : block));
-  p.tiles = (columns + p.tile - 1) / p.tile;
-  p.block_rows = block / p.tile;
-  p.blocks = (rows + p.block_rows - 1) / p.block_rows;
-  p.chunks = std::max<int64_t>(1, std::min(p.blocks / 4, 64 / std::max<int64_t>(1, p.tiles)));
-  return p;
+Blocks blocks_of(int64_t rows, int64_t columns, int64_t most, int64_t size) {
+  Blocks b;
+  b.tile = std::max<int64_t>(1, std::min(columns, most));
+  b.tiles = (columns + b.tile - 1) / b.tile;
+  b.rows = size / b.tile;
+  b.count = (rows + b.rows - 1) / b.rows;
+  b.chunks = std::max<int64_t>(1, std::min(b.count / 4, 64 / std::max<int64_t>(1, b.tiles)));
+  b.piece = rows > 1 ? kTile : 64;  // few where much is written, so that reads and writes mix
+  return b;
 }
 
 template <typename T>
@@ -46,35 +52,63 @@ struct ActivationTangents {
   Output<T> to_slope;            // [N, M] or null, backward only
   Output<T> to_curvature;        // [N, M] or null, backward only
   int64_t stack, rows, columns;  // K, N, M
-  Partition blocks;
+  Blocks blocks;
 };
 
-template <typename T>
-FK_INLINE void add_squares(T* sum, const T* values, int64_t n) {
-  for (int64_t j = 0; j < n; ++j) sum[j] += values[j] * values[j];
+// Tangents, and rows, that a thread meets together: several streams of memory at a time are read faster than
+// one.
+constexpr int kTangents = 4;
+constexpr int kRows = 4;
+
+// sum += Σ_i values[i]², i < kCount, of n columns each.
+template <int kCount, typename T>
+FK_INLINE void add_squares(T* sum, const T* values, int64_t stride, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) {
+    T total = sum[j];
+#pragma GCC unroll 4
+    for (int i = 0; i < kCount; ++i) total += values[i * stride + j] * values[i * stride + j];
+    sum[j] = total;
+  }
+}
+
+// Tangents k .. k + kCount of a block that starts at `start` of rows `top` .. `bottom`; squares may be null.
+template <int kCount, typename T>
+FK_INLINE void forward_tangents(const ActivationTangents<T>& a, int64_t k, int64_t top, int64_t bottom,
+                                int64_t start, int64_t size, T* squares) {
+  for (int64_t piece = 0; piece < size; piece += a.blocks.piece) {
+    const int64_t n = std::min(a.blocks.piece, size - piece), column = start + piece;
+    const T* tangents = a.tangents + k * a.columns + column;
+    if (squares) add_squares<kCount>(squares + piece, tangents, a.columns, n);
+    for (int64_t r = top; a.scaled && r < bottom; ++r) {
+      const T* slope = a.slope + r * a.columns + column;
+      T out[kCount][kTile];
+      for (int64_t j = 0; j < n; ++j) {
+#pragma GCC unroll 4
+        for (int i = 0; i < kCount; ++i)
+          out[i][j] = activation_tangent(slope[j], tangents[i * a.columns + j]);
+      }
+      for (int i = 0; i < kCount; ++i) a.scaled.write(((k + i) * a.rows + r) * a.columns + column, out[i], n);
+    }
+  }
 }
 
 template <typename T>
 FK_INLINE void forward_items(const ActivationTangents<T>& a, int64_t begin, int64_t end) {
-  const Partition& p = a.blocks;
+  const Blocks& b = a.blocks;
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t chunk = item / p.tiles, start = item % p.tiles * p.tile,
-                  n = std::min(p.tile, a.columns - start);
-    const int64_t first = chunk * p.blocks / p.chunks, last = (chunk + 1) * p.blocks / p.chunks;
-    T squares[kBlock<T>], out[kBlock<T>];
+    const int64_t chunk = item / b.tiles, start = item % b.tiles * b.tile,
+                  n = std::min(b.tile, a.columns - start);
+    const int64_t first = chunk * b.count / b.chunks, last = (chunk + 1) * b.count / b.chunks;
+    T squares[kColumns<T>], out[kColumns<T>];
     std::fill_n(squares, n, T(0));
     for (int64_t block = first; block < last; ++block) {
-      const int64_t top = block * p.block_rows, bottom = std::min(top + p.block_rows, a.rows);
-      for (int64_t k = 0; k < a.stack; ++k) {
-        const T* tangents = a.tangents + k * a.columns + start;
-        if (block == first) add_squares(squares, tangents, n);
-        if (!a.scaled) continue;
-        for (int64_t r = top; r < bottom; ++r) {
-          const T* slope = a.slope + r * a.columns + start;
-          for (int64_t j = 0; j < n; ++j) out[j] = activation_tangent(slope[j], tangents[j]);
-          a.scaled.write((k * a.rows + r) * a.columns + start, out, n);
-        }
+      const int64_t top = block * b.rows, bottom = std::min(top + b.rows, a.rows);
+      T* sum = block == first ? squares : nullptr;
+      int64_t k = 0;
+      for (; k + kTangents <= a.stack; k += kTangents) {
+        forward_tangents<kTangents>(a, k, top, bottom, start, n, sum);
       }
+      for (; k < a.stack; ++k) forward_tangents<1>(a, k, top, bottom, start, n, sum);
       for (int64_t r = top; r < bottom; ++r) {
         const int64_t at = r * a.columns + start;
         const T *slope = a.slope + at, *curvature = a.curvature + at;
@@ -93,58 +127,110 @@ FK_INLINE void forward_items(const ActivationTangents<T>& a, int64_t begin, int6
   finish_streams();
 }
 
+// What backward sums over the tangents of a block.
+template <typename T>
+struct Sums {
+  T squares[kColumns<T>];     // [columns] Σ_k tangents²
+  T by_tangent[kColumns<T>];  // [columns] Σ_n 2 curvature grad_laplacian
+  T to_slope[kBlock<T>];      // [rows, columns] Σ_k grad_scaled tangents
+};
+
+// What n columns of kHeight rows of slopes and of kCount gradients of tangents add to the sums over tangents,
+// and to the gradients of the tangents.
+template <int kCount, int kHeight, typename T>
+FK_INLINE void add_rows(const ActivationTangents<T>& a, const T* tangents, const T* slope, const T* grad,
+                        int64_t n, T* to_slope, int64_t size, T (&out)[kCount][kTile]) {
+  for (int64_t j = 0; j < n; ++j) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kHeight; ++r) {
+      T total = to_slope[r * size + j];
+#pragma GCC unroll 4
+      for (int i = 0; i < kCount; ++i) {
+        const T g = grad[(i * a.rows + r) * a.columns + j];
+        total += g * tangents[i * a.columns + j];
+        out[i][j] += activation_tangent(slope[r * a.columns + j], g);
+      }
+      to_slope[r * size + j] = total;
+    }
+  }
+}
+
+// The same for the gradients; `to` is where the chunk's sum over rows goes, which the first block starts.
+template <int kCount, typename T>
+FK_INLINE void backward_tangents(const ActivationTangents<T>& a, int64_t k, int64_t top, int64_t bottom,
+                                 int64_t start, int64_t size, int64_t to, bool first, Sums<T>& sums) {
+  for (int64_t piece = 0; piece < size; piece += a.blocks.piece) {
+    const int64_t n = std::min(a.blocks.piece, size - piece), column = start + piece;
+    const T* tangents = a.tangents + k * a.columns + column;
+    T out[kCount][kTile];
+    if (first && a.to_curvature) add_squares<kCount>(sums.squares + piece, tangents, a.columns, n);
+    for (int i = 0; i < kCount; ++i) {
+      if (first || !a.to_tangents) {
+        std::fill_n(out[i], n, T(0));
+      } else {
+        std::copy_n(a.to_tangents.data + to + i * a.columns + piece, n, out[i]);
+      }
+      if (a.grad_laplacian) {
+        const T* by_tangent = sums.by_tangent + piece;
+        for (int64_t j = 0; j < n; ++j) out[i][j] += by_tangent[j] * tangents[i * a.columns + j];
+      }
+    }
+    if (a.grad_scaled) {
+      const T* grad = a.grad_scaled + k * a.rows * a.columns + column;
+      const T* slope = a.slope + column;
+      T* to_slope = sums.to_slope + piece;
+      int64_t r = top;
+      for (; r + kRows <= bottom; r += kRows) {
+        add_rows<kCount, kRows>(a, tangents, slope + r * a.columns, grad + r * a.columns, n,
+                                to_slope + (r - top) * size, size, out);
+      }
+      for (; r < bottom; ++r) {
+        add_rows<kCount, 1>(a, tangents, slope + r * a.columns, grad + r * a.columns, n,
+                            to_slope + (r - top) * size, size, out);
+      }
+    }
+    for (int i = 0; a.to_tangents && i < kCount; ++i)
+      a.to_tangents.write(to + i * a.columns + piece, out[i], n);
+  }
+}
+
 template <typename T>
 FK_INLINE void backward_items(const ActivationTangents<T>& a, int64_t begin, int64_t end) {
-  const Partition& p = a.blocks;
+  const Blocks& b = a.blocks;
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t chunk = item / p.tiles, start = item % p.tiles * p.tile,
-                  n = std::min(p.tile, a.columns - start);
-    const int64_t first = chunk * p.blocks / p.chunks, last = (chunk + 1) * p.blocks / p.chunks;
-    T squares[kBlock<T>], by_tangent[kBlock<T>], to_slope[kBlock<T>], out[kBlock<T>];
-    std::fill_n(squares, n, T(0));
+    const int64_t chunk = item / b.tiles, start = item % b.tiles * b.tile,
+                  n = std::min(b.tile, a.columns - start);
+    const int64_t first = chunk * b.count / b.chunks, last = (chunk + 1) * b.count / b.chunks;
+    Sums<T> sums;
+    T out[kColumns<T>];
+    std::fill_n(sums.squares, n, T(0));
     for (int64_t block = first; block < last; ++block) {
-      const int64_t top = block * p.block_rows, bottom = std::min(top + p.block_rows, a.rows);
-      std::fill_n(to_slope, (bottom - top) * n, T(0));
-      std::fill_n(by_tangent, n, T(0));
+      const int64_t top = block * b.rows, bottom = std::min(top + b.rows, a.rows);
+      std::fill_n(sums.to_slope, (bottom - top) * n, T(0));
+      std::fill_n(sums.by_tangent, n, T(0));
       for (int64_t r = top; a.grad_laplacian && r < bottom; ++r) {
         const T *curvature = a.curvature + r * a.columns + start,
                 *grad = a.grad_laplacian + r * a.columns + start;
-        for (int64_t j = 0; j < n; ++j) by_tangent[j] += activation_by_tangent(curvature[j], grad[j]);
+        for (int64_t j = 0; j < n; ++j) sums.by_tangent[j] += activation_by_tangent(curvature[j], grad[j]);
       }
-      for (int64_t k = 0; k < a.stack; ++k) {
-        const T* tangents = a.tangents + k * a.columns + start;
-        const int64_t to = (chunk * a.stack + k) * a.columns + start;
-        if (block == first && a.to_curvature) add_squares(squares, tangents, n);
-        if (block == first) {
-          std::fill_n(out, n, T(0));
-        } else if (a.to_tangents) {
-          std::copy_n(a.to_tangents.data + to, n, out);
-        }
-        if (a.grad_laplacian) {
-          for (int64_t j = 0; j < n; ++j) out[j] += by_tangent[j] * tangents[j];
-        }
-        for (int64_t r = top; a.grad_scaled && r < bottom; ++r) {
-          const T* grad = a.grad_scaled + (k * a.rows + r) * a.columns + start;
-          const T* slope = a.slope + r * a.columns + start;
-          T* sum = to_slope + (r - top) * n;
-          for (int64_t j = 0; j < n; ++j) {
-            sum[j] += grad[j] * tangents[j];
-            out[j] += activation_tangent(slope[j], grad[j]);
-          }
-        }
-        if (a.to_tangents) a.to_tangents.write(to, out, n);
+      int64_t k = 0, to = chunk * a.stack * a.columns + start;
+      for (; k + kTangents <= a.stack; k += kTangents, to += kTangents * a.columns) {
+        backward_tangents<kTangents>(a, k, top, bottom, start, n, to, block == first, sums);
+      }
+      for (; k < a.stack; ++k, to += a.columns) {
+        backward_tangents<1>(a, k, top, bottom, start, n, to, block == first, sums);
       }
       for (int64_t r = top; r < bottom; ++r) {
         const int64_t at = r * a.columns + start;
-        T* sum = to_slope + (r - top) * n;
+        T* to_slope = sums.to_slope + (r - top) * n;
         if (a.grad_laplacian) {
           const T* grad = a.grad_laplacian + at;
           if (a.laplacian) {
             const T* laplacian = a.laplacian + at;
-            for (int64_t j = 0; j < n; ++j) sum[j] += grad[j] * laplacian[j];
+            for (int64_t j = 0; j < n; ++j) to_slope[j] += grad[j] * laplacian[j];
           }
           if (a.to_curvature) {
-            for (int64_t j = 0; j < n; ++j) out[j] = grad[j] * squares[j];
+            for (int64_t j = 0; j < n; ++j) out[j] = grad[j] * sums.squares[j];
             a.to_curvature.write(at, out, n);
           }
           if (a.to_laplacian) {
@@ -153,7 +239,7 @@ FK_INLINE void backward_items(const ActivationTangents<T>& a, int64_t begin, int
             a.to_laplacian.write(at, out, n);
           }
         }
-        if (a.to_slope) a.to_slope.write(at, sum, n);
+        if (a.to_slope) a.to_slope.write(at, to_slope, n);
       }
     }
   }
@@ -187,7 +273,7 @@ ActivationTangents<T> arguments_of(const Tensor& tangents, const std::optional<T
   a.stack = tangents.size(0);
   a.rows = shared ? slope.size(0) : 1;
   a.columns = shared ? slope.size(1) : slope.numel();
-  a.blocks = partition(a.rows, a.columns, kBlock<T>);
+  a.blocks = blocks_of(a.rows, a.columns, kColumns<T>, kBlock<T>);
   return a;
 }
 
@@ -245,7 +331,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> activation_tangents_backward(
     if (output_mask[0]) {
       if (a.rows == 0) zero_(to_tangents);
       a.to_tangents = output<T>(to_tangents);
-      a.to_tangents.stream = a.to_tangents.stream && a.blocks.blocks == 1;
+      a.to_tangents.stream = a.to_tangents.stream && a.blocks.count == 1;
       if (chunks > 1) {
         partial.resize(chunks * size);
         a.to_tangents = {partial.data(), false};
