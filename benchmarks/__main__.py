@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from . import report
+from . import report, suites
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parents[1] / "README.md"
@@ -17,12 +17,13 @@ def main(arguments=None):
     commands = parser.add_subparsers(dest="command", required=True)
 
     run = commands.add_parser("run", help="measure, and write one JSON file per suite and device")
-    run.add_argument("--suite", choices=["ops", "steps", "cycles", "fisher_net"], help="default: all")
+    run.add_argument("--suite", choices=list(suites.SUITES), help="default: all")
     run.add_argument("--case", help="only this case; the suite's file is then not written")
     run.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     run.add_argument("--rounds", type=int, default=25, help="timed rounds; report wants at least 15")
     run.add_argument("--threads", type=int, help="default: torch's own choice")
     run.add_argument("--allocator", choices=["keep", "default"], default="keep", help="keep: reuse freed memory")
+    run.add_argument("--tf32", action="store_true", help="float32 products in TF32, on GPUs that have it")
     run.add_argument("--no-memory", dest="memory", action="store_false", help="leave out peak memory")
     run.add_argument("--data-root", help="folder with MNIST/raw/ for the fisher_net suite's nets (default: data)")
     run.add_argument("--out", type=Path, default=RESULTS)
@@ -42,7 +43,8 @@ def main(arguments=None):
 def _run(options):
     import torch
 
-    from . import bandwidth, gemm, machine, memory, suites
+    from . import bandwidth, gemm, machine, memory
+    from .case import with_tf32
     from .fisher_net.images import DATA_ROOT
     from .runner import measure
 
@@ -50,22 +52,25 @@ def _run(options):
         raise SystemExit(f"--rounds must be at least 1, got {options.rounds}")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: torch sees no CUDA device here")
+    if options.tf32 and options.device != "cuda":
+        raise SystemExit("--tf32 needs --device cuda")
     if options.data_root:
         os.environ[DATA_ROOT] = os.path.abspath(options.data_root)
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 means float32
+    # Unless asked for, float32 means float32.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
     allocator = "torch"
     if device.type == "cpu":
         kept = options.allocator == "keep" and memory.keep_freed_memory()
         allocator = "freed memory kept" if kept else "default"
     for suite in [options.suite] if options.suite else list(suites.SUITES):
-        result = {"suite": suite, "device": device.type, "allocator": allocator}
+        result = {"suite": suite, "device": device.type, "allocator": allocator, "tf32": options.tf32}
         result["machine"] = machine.facts(device)
         before = bandwidth.copy_bandwidth(device), gemm.gemm_rate(device)
         result["cases"] = {}
-        suffix = "-default-allocator" if allocator == "default" else ""
+        suffix = "-default-allocator" if allocator == "default" else "-tf32" if options.tf32 else ""
         path = options.out / f"{suite}-{device.type}{suffix}.json"
         options.out.mkdir(parents=True, exist_ok=True)
         for case in suites.cases(suite):
@@ -73,7 +78,8 @@ def _run(options):
                 print(f"{case.name}: {case.title}", flush=True)
                 sets = {"cpu": 2, "cuda": 8} if suite == "ops" else {"cpu": 1, "cuda": 4}
                 sets = sets[device.type]
-                record = measure(case, device, options.rounds, sets=sets, with_memory=options.memory)
+                checked = with_tf32(case) if options.tf32 else case
+                record = measure(checked, device, options.rounds, sets=sets, with_memory=options.memory)
                 result["cases"][case.name] = record
                 if options.case is None:  # what a run that is stopped has measured
                     path.with_suffix(".partial").write_text(json.dumps(result, indent=1) + "\n")
@@ -92,7 +98,6 @@ def _report(options):
 
 
 def _memory(options):
-    from . import suites
     from .memory import peak_in_this_process
 
     case = suites.case(options.case)

@@ -1,13 +1,14 @@
 """What is measured: a case is one computation, its contenders are the ways to do it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 
 import torch
 
 Tensors = tuple  # of tensors, or of tuples of tensors
 Runner = Callable[..., Tensors]
+TF32_TOLERANCE = 5e-2
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Contender:
     reference: Callable[[torch.device, torch.dtype], Runner] | None = None  # where it is not the case's own
     route: str | None = None  # which of the case's FLOP counts it is held against; None: the smallest
     requires: tuple[str, ...] = ()  # importable modules of optional packages
+    install: str = ""  # what to install for them, where that has another name
+    own_allocator: bool = False  # on GPUs torch does not see its memory, so that no peak is reported
 
     def missing(self):
         """The first of `requires` that is not installed, or None."""
@@ -67,6 +70,12 @@ class Case:
                 return contender
         names = [contender.name for contender in self.contenders]
         raise ValueError(f"{self.name}: contender must be one of {names}, got {name!r}")
+
+
+def with_tf32(case):
+    """The case as it is checked where products keep ten bits of their factors' mantissas."""
+    tolerance = max(TF32_TOLERANCE, case.tolerances[torch.float32])
+    return replace(case, tolerances=case.tolerances | {torch.float32: tolerance})
 
 
 def draw(case, generator, device, dtype, check=False):

@@ -3,8 +3,9 @@
 #   benchmarks/gpu.sh OUT_DIR [ROUNDS]
 # FISHERKERNELS_LIBRARY_DIR names libraries already built (CMake's build/.../lib); where it is unset, or they do not
 # load, they are built here for this GPU. FISHERKERNELS_BENCHMARK_DATA names a folder with MNIST/raw/ for the nets of the
-# fisher_net suite; without it they are trained on scikit-learn's digits. PYTHON names an interpreter with torch, pytest,
-# hypothesis, cmake, pybind11.
+# fisher_net suite; without it they are trained on scikit-learn's digits. The laplacian suite runs with TF32 off and on.
+# Peers that do not import are left out; those written in JAX need one with CUDA (`jax[cuda13]`). PYTHON names an
+# interpreter with torch, pytest, hypothesis, cmake, pybind11.
 set -euo pipefail
 out=${1:?usage: benchmarks/gpu.sh OUT_DIR [ROUNDS]}
 rounds=${2:-25}
@@ -39,7 +40,11 @@ cuda_is_active || { echo "benchmarks/gpu.sh: the CUDA library does not load" >&2
 
 tests=0
 "$python" -m pytest python_tests -m gpu -p no:cacheprovider 2>&1 | tee "$out/tests.log" || tests=$?
-"$python" -m benchmarks run --device cuda --rounds "$rounds" --out "$out" 2>&1 | tee "$out/benchmarks.log"
+export XLA_PYTHON_CLIENT_PREALLOCATE=${XLA_PYTHON_CLIENT_PREALLOCATE:-false} # JAX takes most of the memory otherwise
+{
+    "$python" -m benchmarks run --device cuda --rounds "$rounds" --out "$out"
+    "$python" -m benchmarks run --device cuda --rounds "$rounds" --out "$out" --suite laplacian --tf32
+} 2>&1 | tee "$out/benchmarks.log"
 if ((tests != 0)); then
     echo "benchmarks/gpu.sh: tests failed, see $out/tests.log; do not report the timings" >&2
 fi

@@ -131,11 +131,12 @@ def _heading(result):
     machine = result["machine"]
     where = machine.get("gpu") or f"{machine['cpu']} ({machine['cpu_isa']}), {machine['threads']} threads"
     kernels = "native kernels" if machine["backends"][result["device"]] else "PyTorch twins, no native kernels"
-    passes = "" if result["suite"] == "fisher_net" else ", forward and backward"  # its cases say so themselves
+    passes = "" if result["suite"] in ("fisher_net", "laplacian") else ", forward and backward"  # their cases say so
+    precision = "float32, products in TF32" if result.get("tf32") else "float32"
     rounds = sorted({case["rounds"] for case in result["cases"].values()})
     return (
-        f"**{result['suite']}, {result['device'].upper()}**: {where}; torch {machine['torch']}, {kernels}, float32, "
-        f"medians and quartiles of {' or '.join(map(str, rounds))} interleaved rounds{passes}; "
+        f"**{result['suite']}, {result['device'].upper()}**: {where}; torch {machine['torch']}, {kernels}, "
+        f"{precision}, medians and quartiles of {' or '.join(map(str, rounds))} interleaved rounds{passes}; "
         f"measured copy bandwidth {result['copy_bytes_per_second'] / 1e9:.0f} GB/s{_gemm(result)}; "
         f"allocator: {result['allocator']}; {machine['date']}, commit {machine['commit']}."
     )

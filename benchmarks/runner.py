@@ -18,7 +18,8 @@ def measure(case, device, rounds, warm_up=3, sets=1, seed=None, with_memory=True
     for contender in case.contenders:
         if missing := contender.missing():
             records[contender.name]["not installed"] = missing
-            say(f"  {contender.name}: not installed ({missing})", flush=True)
+            advice = f"; to measure it install {contender.install}" if contender.install else ""
+            say(f"  {contender.name}: not installed ({missing}){advice}", flush=True)
     for dtype in sorted(case.tolerances, key=lambda dtype: -dtype.itemsize):  # float32 last: that one is timed
         torch._dynamo.reset()
         gate = correctness.Gate(case, device, dtype, seed)
@@ -39,7 +40,7 @@ def measure(case, device, rounds, warm_up=3, sets=1, seed=None, with_memory=True
     for name, seconds in samples.items():
         records[name]["seconds"] = seconds
         if with_memory:
-            records[name]["peak_bytes"] = _peak(case, name, runners[name], device, generator)
+            records[name]["peak_bytes"] = _peak(case, case.contender(name), runners[name], device, generator)
         lower, median, upper = timing.quartiles(seconds)
         say(f"  {name}: {median * 1e3:.2f} ms ({lower * 1e3:.2f} to {upper * 1e3:.2f})", flush=True)
     return {
@@ -68,10 +69,10 @@ def _prepare(gate, contender, device, dtype, record):
     return run
 
 
-def _peak(case, name, run, device, generator):
-    if device.type == "cuda":
-        return memory.peak_on_cuda(run, draw(case, generator, device, torch.float32))
-    return memory.peak_on_cpu(case.name, name)
+def _peak(case, contender, run, device, generator):
+    if device.type == "cpu":
+        return memory.peak_on_cpu(case.name, contender.name)
+    return None if contender.own_allocator else memory.peak_on_cuda(run, draw(case, generator, device, torch.float32))
 
 
 def _first_line(error):

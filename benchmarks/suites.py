@@ -14,6 +14,7 @@ SUITES = {
     "steps": ("steps.fisher_ae_mlp", "steps.fisher_ae_conv"),
     "cycles": ("steps.algorithm_1",),
     "fisher_net": ("fisher_net.sample", "fisher_net.sample_backward", "fisher_net.peak", "fisher_net.step"),
+    "laplacian": ("laplacian.cases",),
 }
 
 

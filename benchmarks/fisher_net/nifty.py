@@ -4,9 +4,10 @@ from unittest.mock import patch
 
 import torch
 
+from ..jax_arrays import to_jax, to_torch
 from .by_hand import weights_of
 
-MODULES = ("jax", "nifty.re")
+NIFTY = {"requires": ("jax", "nifty.re"), "own_allocator": True}
 
 
 def sampler(mapped):
@@ -15,14 +16,13 @@ def sampler(mapped):
     def prepare(decoder, tolerance):
         import jax
 
-        weights = tuple(_to_jax(w.detach()) for w in weights_of(decoder))
+        weights = tuple(to_jax(w.detach()) for w in weights_of(decoder))
         jitted = jax.jit(lambda weights, variance, *items: _batch(mapped, weights, variance, tolerance, items))
 
         def sample(mean, variance, data_noise, latent_noise):
             with jax.enable_x64(mean.dtype == torch.float64):
-                items = (_to_jax(t) for t in (mean, data_noise, latent_noise))
-                z = jitted(weights, _to_jax(variance), *items)
-                return torch.from_dlpack(z.block_until_ready())
+                items = (to_jax(t) for t in (mean, data_noise, latent_noise))
+                return to_torch((jitted(weights, to_jax(variance), *items),))[0]
 
         return sample
 
@@ -57,10 +57,3 @@ def _sample(weights, variance, tolerance, mean, data_noise, latent_noise):
             likelihood, mean, jax.random.PRNGKey(0), cg=jft.static_cg, cg_kwargs={"tol": tolerance}
         )
     return mean + residual
-
-
-def _to_jax(tensor):
-    import jax
-
-    with jax.enable_x64(tensor.dtype == torch.float64):
-        return jax.dlpack.from_dlpack(tensor.contiguous())

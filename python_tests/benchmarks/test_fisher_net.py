@@ -78,7 +78,7 @@ def test_linear_operator_draws_the_exact_sample(problem):
 
 
 def test_nifty_draws_the_exact_sample(problem):
-    for module in nifty.MODULES:
+    for module in nifty.NIFTY["requires"]:
         pytest.importorskip(module)
     decoder, arguments = problem
     z = nifty.sampler("lax.map")(decoder, 1e-12)(*arguments)

@@ -78,6 +78,12 @@ def test_heading_says_when_no_native_kernel_ran():
     assert "PyTorch twins, no native kernels" in table(_result())
 
 
+def test_heading_says_what_products_and_passes_were_timed():
+    assert "float32, medians and quartiles of 15 interleaved rounds, forward and backward" in table(_result())
+    laplacian = table(_result() | {"suite": "laplacian", "tf32": True})
+    assert "float32, products in TF32, medians and quartiles of 15 interleaved rounds; measured" in laplacian
+
+
 def test_reported_results_need_fifteen_rounds():
     with pytest.raises(ValueError, match="op: 14 rounds, a reported result needs at least 15"):
         render([_result(rounds=14)])
@@ -86,8 +92,8 @@ def test_reported_results_need_fifteen_rounds():
 def test_missing_results_are_said():
     ops_alone = render([_result()])
     assert NOT_RUN in ops_alone
-    assert "CPU: no result is committed for steps and cycles and fisher_net." in ops_alone
-    assert "CPU: no result is committed for ops and steps and cycles and fisher_net." in render([])
+    assert "CPU: no result is committed for steps and cycles and fisher_net and laplacian." in ops_alone
+    assert "CPU: no result is committed for ops and steps and cycles and fisher_net and laplacian." in render([])
 
 
 def test_report_rewrites_only_what_is_between_the_markers(tmp_path):

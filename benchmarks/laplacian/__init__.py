@@ -1,0 +1,1 @@
+"""Exact Laplacians of networks with one output, and their gradients by the parameters."""
