@@ -17,7 +17,7 @@ def main(arguments=None):
     commands = parser.add_subparsers(dest="command", required=True)
 
     run = commands.add_parser("run", help="measure, and write one JSON file per suite and device")
-    run.add_argument("--suite", choices=["ops", "steps", "fisher_net"], help="default: all")
+    run.add_argument("--suite", choices=["ops", "steps", "fisher_net", "measures"], help="default: all")
     run.add_argument("--case", help="only this case; the suite's file is then not written")
     run.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     run.add_argument("--rounds", type=int, default=25, help="timed rounds; report wants at least 15")

@@ -131,7 +131,8 @@ def _heading(result):
     machine = result["machine"]
     where = machine.get("gpu") or f"{machine['cpu']} ({machine['cpu_isa']}), {machine['threads']} threads"
     kernels = "native kernels" if machine["backends"][result["device"]] else "PyTorch twins, no native kernels"
-    passes = "" if result["suite"] == "fisher_net" else ", forward and backward"  # its cases say so themselves
+    with_backward = result["suite"] in ("ops", "steps")  # the other suites' cases say so themselves
+    passes = ", forward and backward" if with_backward else ""
     rounds = sorted({case["rounds"] for case in result["cases"].values()})
     return (
         f"**{result['suite']}, {result['device'].upper()}**: {where}; torch {machine['torch']}, {kernels}, float32, "

@@ -6,6 +6,7 @@ SUITES = {
     "ops": ("ops.gaussian_information", "ops.gaussian_score", "ops.posterior_residual", "ops.stability"),
     "steps": ("steps.fisher_ae_mlp", "steps.fisher_ae_conv"),
     "fisher_net": ("fisher_net.sample", "fisher_net.sample_backward", "fisher_net.peak", "fisher_net.step"),
+    "measures": ("measures.importance_sampling",),
 }
 
 
