@@ -185,14 +185,14 @@ def draw(runs, path):
     matplotlib.use("Agg")
     import numpy as np
     from matplotlib import pyplot as plt
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
     style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10}
     markers = dict(zip(dict.fromkeys(run.data for run in runs), "os^vDP", strict=False))
     with plt.rc_context(style):
         figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained", sharex=True, sharey=True)
         colors = plt.get_cmap("tab20").colors
-        last = max(max(run.path) for run in runs)
+        last = max(2, *(max(run.path) for run in runs))
         for i, run in enumerate(runs):
             x, y = (np.array([run.path[epoch][j] for epoch in sorted(run.path)]) for j in range(2))
             marker = markers.get(run.data, "x")
@@ -202,11 +202,15 @@ def draw(runs, path):
             points = right.scatter(
                 x, y, c=sorted(run.path), s=14, marker=marker, cmap="viridis", vmin=1, vmax=last, zorder=2
             )
-        reach = np.array([min(1.0, *left.get_xlim()), max(left.get_xlim())]).clip(1e-3)
+        reached = [position.fisher_information for run in runs for position in run.path.values()]
+        curve = np.geomspace(min(0.9, *reached), max(reached) * 1.1)
         for axes, title in ((left, "trained models"), (right, "training")):
-            curve = np.geomspace(*reach)
             axes.plot(curve, 1 / curve, color="black", lw=0.9, zorder=0, label="N tr J / d = 1")
             axes.set(xscale="log", yscale="log", xlabel="Fisher information tr J / d", title=title)
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.set_major_formatter(ScalarFormatter())
+                axis.set_minor_formatter(NullFormatter())
         left.set_ylabel("entropy power N")
         figure.colorbar(points, ax=right, label="epoch", ticks=MaxNLocator(5, integer=True))
         figure.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
