@@ -131,7 +131,8 @@ def _heading(result):
     machine = result["machine"]
     where = machine.get("gpu") or f"{machine['cpu']} ({machine['cpu_isa']}), {machine['threads']} threads"
     kernels = "native kernels" if machine["backends"][result["device"]] else "PyTorch twins, no native kernels"
-    passes = "" if result["suite"] in ("fisher_net", "laplacian") else ", forward and backward"  # their cases say so
+    with_backward = result["suite"] in ("ops", "steps", "cycles")  # the other suites' cases say so themselves
+    passes = ", forward and backward" if with_backward else ""
     precision = "float32, products in TF32" if result.get("tf32") else "float32"
     rounds = sorted({case["rounds"] for case in result["cases"].values()})
     return (

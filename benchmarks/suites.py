@@ -15,6 +15,7 @@ SUITES = {
     "cycles": ("steps.algorithm_1",),
     "fisher_net": ("fisher_net.sample", "fisher_net.sample_backward", "fisher_net.peak", "fisher_net.step"),
     "laplacian": ("laplacian.cases",),
+    "measures": ("measures.importance_sampling",),
 }
 
 

@@ -113,11 +113,25 @@ def negative_log_likelihood(output, data, likelihood: str, variance: torch.Tenso
     if likelihood == "bernoulli_logits":
         return F.binary_cross_entropy_with_logits(output, data, reduction="none").sum(-1)
     check_unit_interval("decoder's output", output, likelihood)
+    if not (output.requires_grad or data.requires_grad):
+        return bernoulli_without_gradient(output, data)
     missing = output.isnan() | data.isnan()  # binary_cross_entropy raises on NaN; here it stays in its sample
     probability, label = torch.where(missing, 0.5, output), torch.where(missing, 0.5, data)
     with torch.autocast(output.device.type, enabled=False):
         entropy = F.binary_cross_entropy(probability, label, reduction="none")
     return torch.where(missing, output + data, entropy).sum(-1)
+
+
+def bernoulli_without_gradient(probability, data) -> torch.Tensor:
+    """The same by two vectorised logarithms, which ``binary_cross_entropy`` on the CPU has not; [L, N].
+
+    The gradient of this would be NaN where a probability is 0 or 1.
+    """
+    dtype = checks.working_dtype(probability.dtype)
+    probability, data = probability.to(dtype), data.to(dtype)
+    log_one = probability.log().clamp_(min=-100)  # [L, N, D]
+    log_zero = probability.neg().log1p_().clamp_(min=-100)
+    return -torch.lerp(log_zero, log_one, data).sum(-1)
 
 
 def check_unit_interval(name: str, tensor: torch.Tensor, likelihood: str) -> None:

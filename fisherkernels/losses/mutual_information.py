@@ -58,7 +58,8 @@ def mutual_ae_loss(
             on the prior's.
         x: floating-point data ``[N, ...]``; within [0, 1] for the Bernoulli likelihoods.
         approximation: :math:`r_\omega`, a module that takes ``[L*N, ...]`` to what `encoder` gives; it runs twice (the
-            buffers of one run are kept).
+            buffers of one run are kept). Best started with a last layer of zeros: r is then the prior and the bound 0
+            nats, where random outputs would start it far below and give huge gradients.
         weight: C >= 0, a float or a 0-d tensor.
         information: M >= 0, in nats: a float or a 0-d tensor.
         likelihood: ``"gaussian"``, ``"bernoulli"`` or ``"bernoulli_logits"``, as in :func:`elbo_loss`.

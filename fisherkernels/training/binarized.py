@@ -42,9 +42,12 @@ class BinarizedMNISTDataModule(MNISTDataModule):
 
     def load(self) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
         (images, labels), test = self.read()
-        chosen, count = self._training_images(labels), len(images) - self.val_size
+        chosen = self._training_images(labels)
+        others = torch.ones(len(images), dtype=torch.bool)
+        others[chosen] = False
+        others[: len(images) - self.val_size] = False
         test_set = ImageDataset(*test, 1)
-        val_set = ImageDataset(images[count:], labels[count:], 1) if self.val_size else test_set
+        val_set = ImageDataset(images[others], labels[others], 1) if self.val_size else test_set
         return ImageDataset(images[chosen], labels[chosen], 1), val_set, test_set
 
     def _training_images(self, labels: Tensor) -> Tensor:
@@ -56,8 +59,8 @@ class ReversedMNISTDataModule(BinarizedMNISTDataModule):
     """Binarised MNIST whose training set is mostly zeros (Zheng et al., "Understanding VAEs in Fisher-Shannon Plane",
     section 5.1): the first 5,800 images of the digit 0 and the first 100 of every other digit, of all 60,000.
 
-    Validation and test images are those of :class:`BinarizedMNISTDataModule`. MNIST has 5,923 zeros: training takes
-    some of those that validate.
+    Test images are those of :class:`BinarizedMNISTDataModule`. So are the validation images, but for the zeros among
+    them that train: only 4,932 of MNIST's 5,923 zeros are before the last 10,000 images.
 
     Args:
         root, batch_size, val_size, download, seed: see :class:`BinarizedMNISTDataModule`.

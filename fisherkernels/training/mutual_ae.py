@@ -20,9 +20,14 @@ class MutualAE(DiagonalAutoEncoder):
             betas, seed: see :class:`AutoEncoder`; the variance belongs to the Gaussian likelihood.
         weight: C, of the control.
         information: M, the mutual information it asks for, in nats.
-        approximation: the net of r(z|x), from x to what the encoder gives; None: the encoder's layers with parameters
-            of their own, started at the encoder's.
+        approximation: the net of r(z|x), from x to what the encoder gives, taken as it is; None: the encoder's layers
+            with parameters of their own, started at the encoder's but for the last layer, which starts at 0.
         likelihood: ``gaussian``, ``bernoulli`` (the decoder gives probabilities) or ``bernoulli_logits``.
+
+    Where the last layer of r is 0, r is the prior N(0, I) and the bound H(z) + E log r is 0 in expectation, the least
+    that mutual information can be. A net with random outputs starts at hundreds of nats below that, 1/sigma^2 being
+    exponential in them: the constraint's first gradients would then say nothing about the information, and outweigh
+    the reconstruction's in the decoder.
     """
 
     def __init__(
@@ -61,7 +66,7 @@ class MutualAE(DiagonalAutoEncoder):
         self.save_hyperparameters(ignore=["encoder", "decoder", "approximation"], logger=False)
         self.weight = weight
         self.information = information
-        self.approximation = copy.deepcopy(encoder) if approximation is None else approximation
+        self.approximation = started_at_prior(encoder) if approximation is None else approximation
 
     def loss(self, x: Tensor, noise: tuple[Tensor, Tensor, Tensor]) -> losses.LossOutput:
         return losses.mutual_ae_loss(
@@ -87,3 +92,12 @@ class MutualAE(DiagonalAutoEncoder):
 
     def _codes(self, name: str, x: Tensor, noise: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return super()._codes(name, x, noise[0])
+
+
+def started_at_prior(encoder: nn.Module) -> nn.Module:
+    """A copy whose last linear or convolutional layer is 0: mean 0 and log_std 0, N(0, I), at every x."""
+    net = copy.deepcopy(encoder)
+    last = [module for module in net.modules() if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))][-1:]
+    for parameter in (parameter for module in last for parameter in module.parameters()):
+        nn.init.zeros_(parameter)
+    return net

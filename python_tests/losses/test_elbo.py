@@ -11,6 +11,7 @@ from torch._inductor.utils import fresh_cache
 
 from fisherkernels import reference
 from fisherkernels.losses import elbo_loss
+from fisherkernels.losses.elbo import negative_log_likelihood
 
 cases = st.fixed_dictionaries(
     {
@@ -98,6 +99,20 @@ def test_saturated_probabilities_are_clamped():
     assert terms["reconstruction"].item() == 200
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in (*encoder.parameters(), *decoder.parameters()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_probabilities_cost_the_same_without_a_graph(dtype):
+    """Grey data, saturated probabilities, and a NaN that stays with its image."""
+    generator = torch.Generator().manual_seed(0)
+    data = torch.rand(5, 7, generator=generator).to(dtype)
+    data[0], data[1, 0] = data[0].round(), torch.nan
+    probability = torch.rand(3, 5, 7, generator=generator).to(dtype)
+    probability[1, 0], probability[2, 3, 1] = torch.tensor([0, 1, 0, 1, 0, 1, 0]), torch.nan
+    with_graph = negative_log_likelihood(probability.clone().requires_grad_(), data, "bernoulli", 1.0).detach()
+    without = negative_log_likelihood(probability, data, "bernoulli", 1.0)
+    assert with_graph.isnan().sum() == 4 and without.dtype == max(dtype, torch.float32, key=lambda kind: kind.itemsize)
+    torch.testing.assert_close(without.to(dtype), with_graph.to(dtype), equal_nan=True)
 
 
 def test_probabilities_and_logits_agree():

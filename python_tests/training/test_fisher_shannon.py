@@ -1,8 +1,14 @@
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 
 from fisherkernels import losses
+from fisherkernels.nets import MLPDecoder, MLPEncoder
 from fisherkernels.training import VAE, FisherShannon, MutualAE
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture
@@ -69,12 +75,54 @@ def test_options_reach_the_mutual_ae_loss(options, x, run):
 
 def test_the_approximation_learns_beside_the_encoder(run, tmp_path):
     model = run.model(MutualAE)
-    encoder = torch.nn.utils.parameters_to_vector(model.encoder.parameters())
-    approximation = torch.nn.utils.parameters_to_vector(model.approximation.parameters())
-    assert torch.equal(encoder, approximation)
+    nets = model.encoder, model.approximation
+    started = [torch.nn.utils.parameters_to_vector(net.parameters()) for net in nets]
     run.fit(tmp_path, model=model, max_steps=2)
-    trained = [torch.nn.utils.parameters_to_vector(net.parameters()) for net in (model.encoder, model.approximation)]
-    assert not any(torch.equal(encoder, now) for now in trained) and not torch.equal(*trained)
+    trained = [torch.nn.utils.parameters_to_vector(net.parameters()) for net in nets]
+    for before, after in zip(started, trained, strict=True):
+        assert not torch.equal(before, after)
+    assert not torch.equal(*trained)
+
+
+def mutual_ae_of_the_config(widen):
+    """The model of configs/mutual_ae_mnist.yaml; ``widen`` gives every layer the scale that keeps its activations'."""
+    options = yaml.safe_load((CONFIGS / "mutual_ae_mnist.yaml").read_text())["model"]["init_args"]
+    latent_dim = options["latent_dim"]
+    torch.manual_seed(0)
+    encoder = MLPEncoder(latent_dim=latent_dim, **options.pop("encoder")["init_args"])
+    decoder = MLPDecoder(latent_dim=latent_dim, **options.pop("decoder")["init_args"])
+    for layer in (*encoder.modules(), *decoder.modules()):
+        if widen and isinstance(layer, torch.nn.Linear):
+            torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return MutualAE(encoder, decoder, **options)
+
+
+def binary_images(count):
+    """Noisy copies of ten binary images."""
+    generator = torch.Generator().manual_seed(1)
+    prototypes = (torch.rand(10, 1, 28, 28, generator=generator) < 0.2).float()
+    flipped = torch.rand(count, 1, 28, 28, generator=generator) < 0.02
+    return (prototypes[torch.arange(count) % 10] - flipped.float()).abs()
+
+
+def test_the_mutual_ae_starts_at_no_information_whatever_the_scale_of_its_nets():
+    model, x = mutual_ae_of_the_config(widen=True), binary_images(32)
+    assert model.encoder(x).abs().max() > 1 and not model.approximation(x).any()  # N(0, I)
+    _, terms = model.loss(x, model.draw_noise(x, torch.Generator().manual_seed(2)))
+    assert terms["information"][0].item() == pytest.approx(model.weight * model.information, abs=5)
+
+
+def test_the_mutual_ae_of_the_config_falls_from_its_first_steps():
+    model, x = mutual_ae_of_the_config(widen=False), binary_images(16)
+    optimizer, generator, history = model.configure_optimizers(), torch.Generator().manual_seed(2), []
+    for _ in range(100):
+        loss, terms = model.loss(x, model.draw_noise(x, generator))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+        assert terms["information"][0] < model.weight * (model.information + 5)
+    assert sum(history[-10:]) / 10 < 0.85 * history[0]
 
 
 @pytest.mark.parametrize("kind", [FisherShannon, MutualAE])
