@@ -23,7 +23,6 @@ constexpr int64_t kBlock = 4 * kColumns<T>;
 struct Blocks {
   int64_t tile, tiles;          // columns of a block, and how many times that
   int64_t rows, count, chunks;  // rows of a block, how many times that, and in how many chunks
-  int64_t piece;                // columns between one write and the next
 };
 
 Blocks blocks_of(int64_t rows, int64_t columns, int64_t most, int64_t size) {
@@ -33,7 +32,6 @@ Blocks blocks_of(int64_t rows, int64_t columns, int64_t most, int64_t size) {
   b.rows = size / b.tile;
   b.count = (rows + b.rows - 1) / b.rows;
   b.chunks = std::max<int64_t>(1, std::min(b.count / 4, 64 / std::max<int64_t>(1, b.tiles)));
-  b.piece = rows > 1 ? kTile : 64;  // few where much is written, so that reads and writes mix
   return b;
 }
 
@@ -60,6 +58,10 @@ struct ActivationTangents {
 constexpr int kTangents = 4;
 constexpr int kRows = 4;
 
+// Columns of the samples' own tangents between one write and the next: a constant, for the compiler to
+// unroll.
+constexpr int64_t kPiece = 64;
+
 // sum += Σ_i values[i]², i < kCount, of n columns each.
 template <int kCount, typename T>
 FK_INLINE void add_squares(T* sum, const T* values, int64_t stride, int64_t n) {
@@ -71,12 +73,32 @@ FK_INLINE void add_squares(T* sum, const T* values, int64_t stride, int64_t n) {
   }
 }
 
-// Tangents k .. k + kCount of a block that starts at `start` of rows `top` .. `bottom`; squares may be null.
+// n <= kPiece columns of kTangents of the samples' own tangents.
+template <typename T>
+FK_INLINE void forward_piece(const ActivationTangents<T>& a, int64_t k, int64_t column, int64_t n,
+                             T* squares) {
+  const T *tangents = a.tangents + k * a.columns + column, *slope = a.slope + column;
+  T out[kTangents][kPiece];
+  for (int64_t j = 0; j < n; ++j) {
+    T total = squares[j];
+#pragma GCC unroll 4
+    for (int i = 0; i < kTangents; ++i) {
+      const T t = tangents[i * a.columns + j];
+      total += t * t;
+      out[i][j] = activation_tangent(slope[j], t);
+    }
+    squares[j] = total;
+  }
+  for (int i = 0; a.scaled && i < kTangents; ++i) a.scaled.write((k + i) * a.columns + column, out[i], n);
+}
+
+// Tangents k .. k + kCount in a block that starts at column `start`, of rows `top` .. `bottom`; squares may
+// be null.
 template <int kCount, typename T>
 FK_INLINE void forward_tangents(const ActivationTangents<T>& a, int64_t k, int64_t top, int64_t bottom,
                                 int64_t start, int64_t size, T* squares) {
-  for (int64_t piece = 0; piece < size; piece += a.blocks.piece) {
-    const int64_t n = std::min(a.blocks.piece, size - piece), column = start + piece;
+  for (int64_t piece = 0; piece < size; piece += kTile) {
+    const int64_t n = std::min(kTile, size - piece), column = start + piece;
     const T* tangents = a.tangents + k * a.columns + column;
     if (squares) add_squares<kCount>(squares + piece, tangents, a.columns, n);
     for (int64_t r = top; a.scaled && r < bottom; ++r) {
@@ -105,6 +127,11 @@ FK_INLINE void forward_items(const ActivationTangents<T>& a, int64_t begin, int6
       const int64_t top = block * b.rows, bottom = std::min(top + b.rows, a.rows);
       T* sum = block == first ? squares : nullptr;
       int64_t k = 0;
+      for (; a.rows == 1 && k + kTangents <= a.stack; k += kTangents) {
+        int64_t at = 0;
+        for (; at + kPiece <= n; at += kPiece) forward_piece(a, k, start + at, kPiece, squares + at);
+        if (at < n) forward_piece(a, k, start + at, n - at, squares + at);
+      }
       for (; k + kTangents <= a.stack; k += kTangents) {
         forward_tangents<kTangents>(a, k, top, bottom, start, n, sum);
       }
@@ -135,6 +162,32 @@ struct Sums {
   T to_slope[kBlock<T>];      // [rows, columns] Σ_k grad_scaled tangents
 };
 
+// n <= kPiece columns, from `at`, of kTangents of the samples' own tangents, in a block that starts at
+// `start`.
+template <typename T>
+FK_INLINE void backward_piece(const ActivationTangents<T>& a, int64_t k, int64_t start, int64_t at, int64_t n,
+                              Sums<T>& sums) {
+  const int64_t offset = k * a.columns + start + at;
+  const T *tangents = a.tangents + offset, *grad = a.grad_scaled + offset, *slope = a.slope + start + at;
+  const T* by_tangent = sums.by_tangent + at;
+  T *squares = sums.squares + at, *to_slope = sums.to_slope + at, out[kTangents][kPiece];
+  for (int64_t j = 0; j < n; ++j) {
+    T total = squares[j], to = to_slope[j];
+#pragma GCC unroll 4
+    for (int i = 0; i < kTangents; ++i) {
+      const T t = tangents[i * a.columns + j], g = grad[i * a.columns + j];
+      total += t * t;
+      to += g * t;
+      out[i][j] = activation_tangent(slope[j], g) + by_tangent[j] * t;
+    }
+    squares[j] = total;
+    to_slope[j] = to;
+  }
+  for (int i = 0; a.to_tangents && i < kTangents; ++i) {
+    a.to_tangents.write(offset + i * a.columns, out[i], n);
+  }
+}
+
 // What n columns of kHeight rows of slopes and of kCount gradients of tangents add to the sums over tangents,
 // and to the gradients of the tangents.
 template <int kCount, int kHeight, typename T>
@@ -155,12 +208,12 @@ FK_INLINE void add_rows(const ActivationTangents<T>& a, const T* tangents, const
   }
 }
 
-// The same for the gradients; `to` is where the chunk's sum over rows goes, which the first block starts.
+// The gradients of a block; `to` is where the chunk's sum over rows goes, which the first block starts.
 template <int kCount, typename T>
 FK_INLINE void backward_tangents(const ActivationTangents<T>& a, int64_t k, int64_t top, int64_t bottom,
                                  int64_t start, int64_t size, int64_t to, bool first, Sums<T>& sums) {
-  for (int64_t piece = 0; piece < size; piece += a.blocks.piece) {
-    const int64_t n = std::min(a.blocks.piece, size - piece), column = start + piece;
+  for (int64_t piece = 0; piece < size; piece += kTile) {
+    const int64_t n = std::min(kTile, size - piece), column = start + piece;
     const T* tangents = a.tangents + k * a.columns + column;
     T out[kCount][kTile];
     if (first && a.to_curvature) add_squares<kCount>(sums.squares + piece, tangents, a.columns, n);
@@ -213,7 +266,14 @@ FK_INLINE void backward_items(const ActivationTangents<T>& a, int64_t begin, int
                 *grad = a.grad_laplacian + r * a.columns + start;
         for (int64_t j = 0; j < n; ++j) sums.by_tangent[j] += activation_by_tangent(curvature[j], grad[j]);
       }
-      int64_t k = 0, to = chunk * a.stack * a.columns + start;
+      const bool own = a.rows == 1 && a.grad_scaled && a.grad_laplacian;
+      int64_t k = 0;
+      for (; own && k + kTangents <= a.stack; k += kTangents) {
+        int64_t at = 0;
+        for (; at + kPiece <= n; at += kPiece) backward_piece(a, k, start, at, kPiece, sums);
+        if (at < n) backward_piece(a, k, start, at, n - at, sums);
+      }
+      int64_t to = (chunk * a.stack + k) * a.columns + start;
       for (; k + kTangents <= a.stack; k += kTangents, to += kTangents * a.columns) {
         backward_tangents<kTangents>(a, k, top, bottom, start, n, to, block == first, sums);
       }

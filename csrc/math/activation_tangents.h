@@ -17,7 +17,7 @@ FK_HOST_DEVICE T activation_laplacian(T slope, T laplacian, T curvature, T squar
   return slope * laplacian + curvature * squares;
 }
 
-// d(Σ_k tangent_k² curvature)/d(tangent_k) of the loss, over tangent_k.
+// The gradient of tangent_k through the Laplacian, over tangent_k.
 template <typename T>
 FK_HOST_DEVICE T activation_by_tangent(T curvature, T grad_laplacian) {
   return T(2) * curvature * grad_laplacian;

@@ -48,10 +48,9 @@ def test_larger_than_a_block(device, random_tensor, check_against, stack, rows, 
     check_against(ops.activation_tangents, oracle, args)
 
 
-@pytest.mark.parametrize("rows, columns", [(64, 1000), (7, 301_001)])
-def test_outputs_that_bypass_the_caches(device, random_tensor, check_against, rows, columns):
-    stack = 1 + (1 << 21) // (rows * columns)
-    args = make_arguments(random_tensor, stack, rows, columns, False, torch.float32, device)
+def test_outputs_that_bypass_the_caches(device, random_tensor, check_against):
+    """Of more than eight MiB; every fourth of the tangents starts on a 16-byte boundary."""
+    args = make_arguments(random_tensor, 34, 63, 1001, False, torch.float32, device)
     check_against(ops.activation_tangents, oracle, args)
 
 
@@ -114,7 +113,7 @@ def test_nan_stays_in_its_element(device, random_tensor, position):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_same_bits_every_time(device, random_tensor, shared):
-    args = make_arguments(random_tensor, 5, 200, 130, shared, torch.float32, device)
+    args = make_arguments(random_tensor, 3, 20, 1100, shared, torch.float32, device)
 
     def run():
         leaves = [t.detach().requires_grad_() for t in args]
