@@ -70,7 +70,7 @@ class LogDensity(nn.Module):
     def score(self, x: Tensor) -> Tensor:
         """grad log p, [N, n]."""
         with torch.no_grad():
-            return fk.linearize(self, x).vjp(torch.ones(len(x), 1))
+            return fk.linearize(self, x).vjp(x.new_ones(len(x), 1))
 
 
 class SpiralsDensity:

@@ -53,7 +53,7 @@ def test_training_lowers_the_score_towards_that_of_the_true_density(example):
     model = example.LogDensity(x.mean(0), torch.cov(x.t()), width=64, depth=2)
     before = example.mean_score(model, x)
     example.train(model, x, noise_std=0.0, batch_size=128, steps=60, rate=1e-2)
-    assert example.SpiralsDensity().hyvarinen_score(x).mean() < example.mean_score(model, x) < before - 0.5
+    assert example.SpiralsDensity().hyvarinen_score(x).mean() < example.mean_score(model, x) < before - 0.2
 
 
 def test_the_error_of_denoising_is_the_score(example):
