@@ -153,7 +153,7 @@ def fit_spirals(steps: int) -> tuple[LogDensity, Tensor, list[dict]]:
     torch.manual_seed(0)
     model = LogDensity(x.mean(0), torch.cov(x.t()), width=128, depth=3)
     scores = {"gaussian": mean_score(gaussian(model), held_out), "before": mean_score(model, held_out)}
-    took = train(model, x, noise_std=0.0, batch_size=256, steps=steps, rate=5e-3)
+    took = train(model, x, noise_std=0.0, batch_size=128, steps=steps, rate=5e-3)
     scores["exact"] = mean_score(model, held_out)
     scores["true"] = SpiralsDensity().hyvarinen_score(held_out).mean().item()
     print(f"spirals: held-out Hyvarinen score ({steps} steps of {took:.1f} ms)")
@@ -190,7 +190,7 @@ def fit_digits(steps: int) -> tuple[LogDensity, Tensor, Tensor, Tensor, list[dic
 
     add("gaussian", gaussian(model), 0)
     add("before", model, 0)
-    took = train(model, x, noise_std=NOISE_STD, batch_size=64, steps=steps, rate=3e-3)
+    took = train(model, x, noise_std=NOISE_STD, batch_size=32, steps=steps, rate=3e-3)
     add("exact", model, steps)
     print(f"digits: held out ({steps} steps of {took:.1f} ms)")
     print("            Hyvarinen score   by denoising   error per pixel   AUC against the Gaussian's draws")
