@@ -33,6 +33,7 @@ import time
 from pathlib import Path
 
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
@@ -231,7 +232,8 @@ def draw_plane(axes, log_density, title: str):
     with torch.no_grad():
         values = log_density(torch.cartesian_prod(side, side)).view(len(side), -1).t()
     extent = (side[0], side[-1]) * 2
-    axes.imshow((values - values.max()).numpy(), origin="lower", extent=extent, vmin=-16, vmax=0, cmap="viridis")
+    nats = colormaps["viridis"].resampled(16)
+    axes.imshow((values - values.max()).numpy(), origin="lower", extent=extent, vmin=-16, vmax=0, cmap=nats)
     axes.set(title=title, xticks=[], yticks=[])
 
 
