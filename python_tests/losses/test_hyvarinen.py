@@ -95,6 +95,8 @@ def test_bad_arguments_are_named():
         fk.hyvarinen_score(nn.Linear(5, 2), x)
     with pytest.raises(ValueError, match="num_slices: expected an int >= 1, received 0"):
         fk.sliced_hyvarinen_score(network(False), x, 0)
+    with pytest.raises(TypeError, match="log_density: expected a torch.nn.Module, got function"):
+        fk.hyvarinen_score(lambda x: x, x)
     with pytest.raises(TypeError, match="x: expected a tensor, got list"):
         fk.sliced_hyvarinen_score(network(False), [1.0])
     with pytest.raises(ValueError, match=r"noise: expected shape \[1, 4, 5\]"):
