@@ -54,7 +54,7 @@ def sliced_hyvarinen_score(
     batch_statistics: str = "batch",
     memory_budget: float = 2**30,
 ) -> Tensor:
-    r"""An unbiased estimate of :func:`hyvarinen_score` by random directions, for inputs where exact is out of reach: one
+    r"""An unbiased estimate of :func:`hyvarinen_score` by random directions, where exact is out of reach: one
     slice costs about what exact does at n = 2.
 
     .. math::
