@@ -1,6 +1,7 @@
 // gaussian_information on CPU. Floor at N = 65536 rows, d = 64, float32 (16.8 MB an array): forward reads
-// mean and log_std; backward reads them again and writes two gradients: 101 MB, two exponentials an element
-// and pass, from one reduction.
+// mean and log_std; backward reads them again and writes two gradients: 101 MB. Two exponentials an element
+// and pass, from one reduction: 16 multiplications (or FMAs), 8 additions and 4 integer operations, which
+// AVX2 does for 8 elements at a time in 37 instructions. Forward is bound by these, backward by memory.
 //
 // Overflow is looked for in a block of rows, not in every element: the block is computed as if there were
 // none, beside the largest |log σ|, and once more with care where that was too large.

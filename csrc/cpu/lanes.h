@@ -60,12 +60,26 @@ FK_INLINE void load_vector(V& to, const BFloat16* from) {
   memcpy(&to, &bits, sizeof(V));
 }
 
+// The lower half of each element.
+template <int kBytes, size_t... I>
+FK_INLINE void lower_halves(Vector<uint16_t, kBytes / 2>& to, const Vector<uint32_t, kBytes>& from,
+                            std::index_sequence<I...>) {
+  Vector<uint16_t, kBytes> halves;
+  memcpy(&halves, &from, kBytes);
+  to = __builtin_shufflevector(halves, halves, (2 * I)...);
+}
+
+// As store() rounds a number.
 template <typename V>
 FK_INLINE void store_vector(BFloat16* to, const V& from) {
-  constexpr int kLanes = sizeof(V) / sizeof(float);
-  float numbers[kLanes];
-  memcpy(numbers, &from, sizeof(V));
-  for (int k = 0; k < kLanes; ++k) store(to + k, numbers[k]);
+  using Bits = Vector<uint32_t, sizeof(V)>;
+  Bits bits;
+  memcpy(&bits, &from, sizeof(V));
+  const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, quiet_nan = (bits >> 16) | 0x40u;
+  Vector<uint16_t, sizeof(V) / 2> halves;
+  lower_halves<sizeof(V)>(halves, from != from ? quiet_nan : rounded,
+                          std::make_index_sequence<sizeof(V) / sizeof(float)>());
+  memcpy(to, &halves, sizeof(halves));
 }
 
 template <typename V>

@@ -20,6 +20,18 @@ def test_values_and_gradients(device, random_tensor, check_against, rows, column
     check_against(ops.gaussian_information, reference.gaussian_information, [mean, log_std])
 
 
+@pytest.mark.parametrize("columns", [16, 21])
+def test_bfloat16_gradients_are_rounded_to_nearest(device, columns):
+    """The mean's gradient is one product: ties go to even, overflow to infinity, and NaN stays NaN."""
+    mean = torch.linspace(-4, 4, 32 * columns, device=device).view(32, columns).bfloat16()
+    mean[3, 1], mean[4, 0], mean[5, columns - 1] = torch.nan, 3e38, -torch.inf
+    mean.requires_grad_()
+    weight = 1.0 + torch.arange(32, device=device) / 64
+    (grad,) = torch.autograd.grad(ops.gaussian_information(mean, torch.zeros_like(mean))[0], mean, weight)
+    expected = (weight[:, None] * mean.detach().float()).bfloat16()
+    torch.testing.assert_close(grad, expected, rtol=0, atol=0, equal_nan=True)
+
+
 def test_long_rows(device, random_tensor, check_against):
     """Rows for which a whole block of threads adds up."""
     args = [random_tensor((3, 5001), torch.float32, device) for _ in range(2)]
