@@ -53,7 +53,7 @@ def parser():
     parser.add_argument("--cycles", type=int, default=500, help="updates of the decoder")
     parser.add_argument("--encoder-updates", type=int, default=5, help="J, for each of the decoder's")
     parser.add_argument("--batch-size", type=int, default=50)
-    parser.add_argument("--learning-rate", type=float, default=1e-2, help="at the start; it falls as half a cosine")
+    parser.add_argument("--learning-rate", type=float, default=3e-2, help="at the start; it falls as half a cosine")
     parser.add_argument("--variance-learning-rate", type=float, default=3e-2)
     parser.add_argument("--variance", type=float, default=0.1, help="gamma at the start")
     parser.add_argument("--train-size", type=int, default=100_000)

@@ -100,6 +100,9 @@ def markdown(done) -> str:
     return "\n".join(lines)
 
 
+MARKERS = {1: "o", 2: "s", 5: "^"}  # by S
+
+
 def draw(done, path: Path) -> None:
     """Against c on the rings, from both starts: what the methods share."""
     import matplotlib
@@ -109,7 +112,7 @@ def draw(done, path: Path) -> None:
 
     style = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9}
     with plt.rc_context(style):
-        figure, axes = plt.subplots(2, 2, figsize=(6.4, 4.2), sharex=True)
+        figure, axes = plt.subplots(2, 2, figsize=(6.4, 4.8), sharex=True)
         for column, setup in zip(axes.T, SETUPS[:2], strict=True):
             column[0].set_title(f"rings, {setup.what}")
             for where, run, found in done:
@@ -121,20 +124,20 @@ def draw(done, path: Path) -> None:
                 ax.set_axisbelow(True)
         axes[0, 0].set_ylabel("NLL, nats")
         axes[1, 0].set_ylabel("learned gamma")
-        figure.tight_layout()
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="lower center", ncols=5, frameon=False, fontsize=7)
+        figure.tight_layout(rect=(0, 0.08, 1, 1))
         figure.savefig(path, dpi=160)
         plt.close(figure)
 
 
 def _mark(axes, run: Run, found: dict) -> None:
     method, x = METHODS[run.method], factor_of(run)
-    shift = {"elbo": -0.03, "m1": -0.015, "m2": 0.0, "m3": 0.015}[method.objective]
-    label = f"{method.objective.upper()}{', unbiased' if method.unbiased else f', S = {run.num_samples}'}"
+    shift = {"elbo": -0.03, "m1": -0.01, "m2": 0.01, "m3": 0.03}[method.objective]
+    label = f"{method.objective.upper()}, {'unbiased' if method.unbiased else f'S = {run.num_samples}'}"
+    how = {"fmt": "D" if method.unbiased else MARKERS[run.num_samples], "ms": 4, "color": method.color, "label": label}
     for ax, name in zip(axes, ("nll", "variance"), strict=True):
-        values = found[name]
-        error = values.std() / len(values) ** 0.5
-        ax.errorbar(x + shift, values.mean(), error, fmt="o", ms=3, color=method.color)
-    axes[1].annotate(label, (x + shift, found["variance"].mean()), (3, 3), textcoords="offset points", fontsize=6)
+        ax.errorbar(x + shift, found[name].mean(), found[name].std() / len(found[name]) ** 0.5, **how)
 
 
 if __name__ == "__main__":
