@@ -26,7 +26,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest python_tests -n 2
 
-# Takes most of an hour: run it on a quiet machine. Results go to benchmarks/results, the tables to README.md.
+# Takes more than an hour: run it on a quiet machine. Results go to benchmarks/results, the tables to README.md.
 # DATA_ROOT: folder with MNIST/raw/, for FisherNet's decoders; without it they are trained on scikit-learn's digits.
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks run --data-root $(DATA_ROOT)
