@@ -17,7 +17,8 @@ def hyvarinen_score(
     Its mean over data is, up to a constant of the data's own density, the Fisher divergence
     :math:`\tfrac12 \mathbb{E} \|\nabla \log p_{data} - \nabla \log p\|^2`. A constant in log p, such as the
     normalisation, does not enter. One ``backward()`` trains the network: no double backward, see :func:`fk.laplacian`.
-    The score alone, to sample by it, is ``fk.linearize(log_density, x).vjp(torch.ones_like(log_density(x)))``.
+    The score alone, to sample by it, is ``lin.vjp(torch.ones_like(lin.value))`` with
+    ``lin = fk.linearize(log_density, x)``.
 
     Mixtures with components much narrower than 1 are for float64: terms of the size of 1/variance² cancel.
 
@@ -54,8 +55,7 @@ def sliced_hyvarinen_score(
     batch_statistics: str = "batch",
     memory_budget: float = 2**30,
 ) -> Tensor:
-    r"""An unbiased estimate of :func:`hyvarinen_score` by random directions, where exact is out of reach: one
-    slice costs about what exact does at n = 2.
+    r"""An unbiased estimate of :func:`hyvarinen_score` by random directions, for inputs where exact is out of reach.
 
     .. math::
         \frac1M \sum_{m=1}^M v_m^T \nabla^2 \log p(x)\, v_m + \tfrac12 \|\nabla \log p(x)\|^2

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 
-def tangents_of_input(
-    x: Tensor, weights, directions, estimator: str, num_samples: int, noise
-) -> Tensor | None:
+def tangents_of_input(x: Tensor, weights, directions, estimator: str, num_samples: int, noise) -> Tensor | None:
     """Tangents of x [K, 1 or N, ...] whose second derivatives add up to what was asked for; None for all unit vectors.
 
     The arguments are those of :func:`fk.laplacian`.
