@@ -49,3 +49,22 @@ def test_the_colour_config_trains_and_predicts(celeba, pytestconfig, tmp_path, m
     predictions = np.load("runs/fisher_net_colour/predictions.npz")
     assert predictions["reconstruction"].shape == (2, 3, 64, 64)
     assert predictions["std"].shape == (2, 20) and predictions["principal_axes"].shape == (2, 10, 20)
+
+
+SMALL = ["--model.encoder.width", "2", "--model.decoder.width", "2", "--model.latent_dim", "3"]
+RESNETS = ["--model.encoder", "ResNet18Encoder", "--model.decoder", "ResNet18Decoder", "--model.encoder_updates", "1"]
+
+
+@pytest.mark.parametrize("nets", [[], RESNETS])
+def test_the_score_matching_config_trains_and_is_measured(celeba, nets, pytestconfig, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = str(pytestconfig.rootpath / "configs" / "score_matching_celeba.yaml")
+    options = [*nets, *SMALL, "--data.root", str(celeba), "--data.batch_size", "3"]
+    options += ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    assert cli.main(["fit", "--config", config, *options, "--trainer.max_steps", "2"]) == 0
+    assert cli.main(["test", "--config", config, *options]) == 0
+    printed = capsys.readouterr().out
+    for name in ("negative_elbo", "mse", "mmd", "posterior_fisher_divergence"):
+        assert f"test/{name}" in printed
+    saved = (tmp_path / "runs" / "score_matching_celeba" / "config.yaml").read_text()
+    assert ("ResNet18Encoder" in saved) is bool(nets) and "image_size: 32" in saved
