@@ -6,7 +6,7 @@ with Lightning is in ``fisherkernels.training``.
 """
 
 from fisherkernels import ops, priors
-from fisherkernels.linearize import Linearization, linearize
+from fisherkernels.linearize import ElementwiseRule, Linearization, Rule, linearize, register_rule
 from fisherkernels.losses import (
     LossOutput,
     elbo_loss,
@@ -27,10 +27,12 @@ from fisherkernels.svgd import svgd
 __version__ = "0.1.0"
 
 __all__ = [
+    "ElementwiseRule",
     "FisherMetric",
     "LaplacianOutput",
     "Linearization",
     "LossOutput",
+    "Rule",
     "SolveInfo",
     "decoder_score",
     "elbo_loss",
@@ -44,6 +46,7 @@ __all__ = [
     "mutual_ae_loss",
     "ops",
     "priors",
+    "register_rule",
     "score_matching_loss",
     "sliced_hyvarinen_score",
     "stability",

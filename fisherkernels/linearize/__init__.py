@@ -2,7 +2,18 @@
 
 from .last_linear import LastLinear
 from .linearization import Linearization, linearize
+from .register import register_rule
 from .relu_chain import ReluChain
+from .rules.base import ElementwiseRule, Rule
 from .work import Work
 
-__all__ = ["LastLinear", "Linearization", "ReluChain", "Work", "linearize"]
+__all__ = [
+    "ElementwiseRule",
+    "LastLinear",
+    "Linearization",
+    "ReluChain",
+    "Rule",
+    "Work",
+    "linearize",
+    "register_rule",
+]

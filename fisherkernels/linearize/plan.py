@@ -110,6 +110,11 @@ def plan_of(net: nn.Module) -> Plan:
     return plan
 
 
+def forget_plans() -> None:
+    """Every network is planned anew: for rules that were not there before."""
+    _PLANS.clear()
+
+
 def _still(net: nn.Module, plan: Plan) -> bool:
     try:
         return holds(net, plan)

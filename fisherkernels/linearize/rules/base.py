@@ -97,6 +97,9 @@ class ElementwiseRule(SymmetricRule):
         """a' and a'', shape of the value."""
         raise NotImplementedError
 
+    def apply(self, saved: tuple, t: Tensor, stacked: bool) -> Tensor:
+        return self.slopes(saved)[0] * t
+
     def curved(self, active: tuple) -> bool:
         return True
 
