@@ -17,7 +17,7 @@ from .relu_chain import ReluChain, relu_chain
 from .rules import MODULES, RULES
 from .walk import Record, add, pull, push, shape_of
 from .work import Work, work_of
-from .wrappers import refuse_distributed
+from .wrappers import refuse_distributed, synchronised_batch_norm
 
 _FALLBACK_NAME = "fallback (torch.func)"
 
@@ -239,6 +239,7 @@ class Linearization:
         module = submodule(self._net, step.target) if step.kind == "module" else None
         if module is not None:
             self._refuse_frozen(module, step)
+            self._refuse_synchronised(module, step)
             function = module_function(module, self._parameters_of(step.target))
         elif step.kind == "method":
             function = _with_aux(lambda first, *rest, **options: getattr(first, step.target)(*rest, **options))
@@ -263,6 +264,15 @@ class Linearization:
             path = ".".join(p for p in (step.target, found) if p)
             name = path or type(module).__name__
             raise ValueError(f'batch_statistics="frozen": {name} in train mode has no rule')
+
+    def _refuse_synchronised(self, module: nn.Module, step: Step) -> None:
+        found = synchronised_batch_norm(module)
+        if found is not None:
+            name = ".".join(p for p in (step.target, found) if p) or type(module).__name__
+            raise TypeError(
+                f"net: {name} is a SyncBatchNorm in train mode, which couples the samples of several processes; there "
+                "is no rule for that. Take GroupNorm, or BatchNorm, whose statistics are each process's own"
+            )
 
     def _name(self, step: Step) -> str:
         return step.name or type(self._net).__name__

@@ -1,8 +1,8 @@
-"""Networks inside a distributed wrapper: refused, as only the wrapper's own forward synchronises gradients."""
+"""What several processes share: wrappers around networks, which only synchronise in their own forward, and layers."""
 
 from __future__ import annotations
 
-from torch import nn
+from torch import distributed, nn
 
 _DISTRIBUTED = {"DistributedDataParallel", "FullyShardedDataParallel", "DataParallel", "FSDPModule"}
 
@@ -19,3 +19,13 @@ def refuse_distributed(net: nn.Module, argument: str) -> None:
                 "synchronises gradients only through its own forward; the loss belongs inside the wrapped module: "
                 "compute it in that module's forward"
             )
+
+
+def synchronised_batch_norm(module: nn.Module) -> str | None:
+    """The path inside ``module`` of a SyncBatchNorm that takes its statistics from several processes, if it has one."""
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return None
+    for name, part in module.named_modules():
+        if isinstance(part, nn.SyncBatchNorm) and (part.training or part.running_mean is None):
+            return name
+    return None

@@ -1,12 +1,16 @@
 """Networks to lose on, and the comparison of a loss with its reference."""
 
 import copy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from fisherkernels.priors import PolynomialExponentialFamily
+
+sys.path.insert(0, str(Path(__file__).parent))  # the helper module beside the tests
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative root mean square
 
