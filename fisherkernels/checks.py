@@ -1,7 +1,8 @@
 """Input checks shared by the losses and the metric: every message names the argument, what was expected and what came.
 
 Shapes, dtypes, devices and Python numbers are checked always; the values of tensors only in eager mode and on
-the CPU, because a look at them breaks the graph under ``torch.compile`` and synchronises a GPU.
+the CPU, because a look at them breaks the graph under ``torch.compile``, synchronises a GPU, and is impossible inside
+``torch.func.vmap``.
 """
 
 import math
@@ -9,10 +10,11 @@ import math
 import torch
 
 from fisherkernels.linearize.wrappers import refuse_distributed
+from fisherkernels.transforms import inside_transform
 
 
 def may_read_values(tensor: torch.Tensor) -> bool:
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not inside_transform()
 
 
 def type_name(value) -> str:

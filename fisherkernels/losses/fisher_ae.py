@@ -105,7 +105,7 @@ def fisher_ae_loss(
         likelihood_score = decoder_vjp(decoded, residual)  # [L*N, d]
     else:
         with torch.no_grad():
-            likelihood_score = decoder_vjp(decoded, residual.detach())
+            likelihood_score = decoder_vjp(decoded, residual.detach()).detach()  # no_grad does not stop torch.func.jvp
     posterior = ops.posterior_residual(
         eps.flatten(0, 1), log_std, z, prior_coefficients(prior, x), likelihood_score, prior_score(prior, z)
     )

@@ -136,7 +136,9 @@ def posterior_mismatch(decoder, x, mean, log_std, eps, prior, variance, reparame
         _, residual = residual_of(x, decoded, z.shape[0], variance)
         likelihood_score = decoder_vjp(decoded, residual)  # [L*N, d]
         score = prior_score(prior if type(prior) in SCORED_BY_KERNEL else constant_prior(prior), z)
-    if not reparametrize:
+    if not reparametrize:  # grad mode alone does not stop torch.func.jvp
+        z, likelihood_score = z.detach(), likelihood_score.detach()
+        score = None if score is None else score.detach()
         eps = standardized(mean, log_std, eps)
     return ops.posterior_residual(eps.flatten(0, 1), log_std, z, coefficients, likelihood_score, score)
 

@@ -40,6 +40,12 @@ def cholesky_factor(metric: Tensor) -> Tensor:
     return torch.where((status == 0)[:, None, None], factor, factor.new_full((), torch.nan))
 
 
+def differentiable_solve(metric: Tensor, rhs: Tensor) -> Tensor:
+    """M^-1 rhs [K, N, d] of M [N, d, d] in operations that torch.func transforms."""
+    factor = torch.linalg.cholesky(metric)
+    return torch.cholesky_solve(rhs.permute(1, 2, 0), factor).permute(2, 0, 1)
+
+
 def _reduced_tangents(operator: MetricOperator) -> Tensor | None:
     """V [d, N, h] with V V^T = J^T N^-1 J per sample, where that saves work: V = T C, C C^T = W^T N^-1 W."""
     if operator.last is None:

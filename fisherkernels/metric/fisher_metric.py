@@ -11,13 +11,14 @@ from fisherkernels.linearize import linearize
 from fisherkernels.metric import cost_model
 from fisherkernels.metric.arguments import check_mean, check_stack
 from fisherkernels.metric.conjugate_gradients import Solution, conjugate_gradients
-from fisherkernels.metric.direct import cholesky_factor, factor_and_solve
+from fisherkernels.metric.direct import cholesky_factor, differentiable_solve, factor_and_solve
 from fisherkernels.metric.implicit import ImplicitSolution, LogDeterminant
 from fisherkernels.metric.lanczos import lanczos_logdet
 from fisherkernels.metric.noise import as_noise_pair, as_noise_variance
 from fisherkernels.metric.operator import MetricOperator
 from fisherkernels.metric.outcome import SolveInfo, check_factor, check_solution, solve_info
 from fisherkernels.networks import run_network
+from fisherkernels.transforms import inside_transform
 
 METHODS = ("auto", "cg", "cholesky")
 GRADIENTS = ("full", "mean")
@@ -39,7 +40,8 @@ class FisherMetric:
     Solves and samples are differentiable once by plain ``backward()``, implicitly: the gradient of a solve is one more
     solve, never a derivative of its iterations. A metric is a snapshot: make a new one after an optimiser step, which
     changes weights in place. Two ``backward()`` calls on results of one metric share its graph and need
-    ``retain_graph=True`` at the first.
+    ``retain_graph=True`` at the first. Inside the transforms of torch.func M is formed and factorised, whatever the
+    method, and the transforms differentiate that.
 
     Args:
         decoder: any module that :func:`fk.linearize` takes, ``[N, d] -> [N, ...]``; the value is flattened to D.
@@ -163,15 +165,18 @@ class FisherMetric:
         single = check_stack("b", b, self.mean)
         rhs = b[None] if single else b  # [K, N, d]
         method, max_iter = self._options(method, tol, max_iter, gradient, rhs.shape[0])
+        transformed = self._transformed(rhs, gradient) if inside_transform() else None
         with torch.no_grad():
             fixed = rhs.detach()
-            if method == "cholesky":
+            if transformed is not None:
+                x, solution = transformed.detach(), None
+            elif method == "cholesky":
                 x, solution = self._direct(fixed, None), None
             else:
                 solution = self._iterate(fixed, torch.zeros_like(fixed), fixed, tol, max_iter)
                 x = solution.x.view(rhs.shape)
             info = solve_info(method, fixed, self._operator.matvec(x), solution) if return_info else None
-        x = self._attach(x, rhs, None, method, tol, max_iter, gradient)
+        x = self._attach(x, rhs, None, method, tol, max_iter, gradient) if transformed is None else transformed
         x = x[0] if single else x
         if return_info and single:
             info = SolveInfo(info.method, *(part[0] for part in info[1:]))
@@ -215,10 +220,16 @@ class FisherMetric:
         data, latent = as_noise_pair(noise, draws, rows, op.columns, self.mean)
         method, max_iter = self._options(method, tol, max_iter, gradient, draws)
         weighted = data * op.precision.sqrt()  # n, [S, N, D]
+        transformed = None
+        if inside_transform():
+            transformed = self._transformed(latent + op.pull(weighted), gradient)
+            transformed = transformed if gradient == "full" else transformed.detach()
         with torch.no_grad():
             fixed = weighted.detach()
             rhs, solution = None, None
-            if method == "cholesky":
+            if transformed is not None:
+                offset = transformed.detach()
+            elif method == "cholesky":
                 offset = self._direct(latent, fixed)
             else:
                 from_data, from_latent = self._pull_both(fixed, op.precision * op.push(latent))
@@ -228,7 +239,9 @@ class FisherMetric:
             if return_info:
                 rhs = op.pull(fixed) + latent if rhs is None else rhs
             info = solve_info(method, rhs, op.matvec(offset), solution) if return_info else None
-        offset = self._attach(offset, latent, weighted, method, tol, max_iter, gradient)
+        if transformed is None:
+            transformed = self._attach(offset, latent, weighted, method, tol, max_iter, gradient)
+        offset = transformed
         z = self.mean + (torch.cat([offset, -offset]) if mirrored else offset)
         return (z, info) if return_info else z
 
@@ -289,7 +302,9 @@ class FisherMetric:
         if max_iter is None:
             max_iter = max(1, min(width, MAX_ITER_COMPILED) if compiling else min(width + 10, MAX_ITER))
         check_count("max_iter", max_iter)
-        if method == "auto":
+        if inside_transform():
+            method = "cholesky"
+        elif method == "auto":
             method = self._choose(num_rhs, tol)
         self._last = method
         return method, max_iter
@@ -364,6 +379,11 @@ class FisherMetric:
                 cost_model.remember(self._decoder, max(1, int(solution.iterations.max())), tol)
         return solution
 
+    def _transformed(self, rhs: Tensor, gradient: str) -> Tensor:
+        """M^-1 rhs [K, N, d] inside a transform of torch.func, which sees operations rather than graphs."""
+        metric = self.dense()
+        return differentiable_solve(metric if gradient == "full" else metric.detach(), rhs)
+
     def _attach(
         self, x: Tensor, rhs: Tensor, data: Tensor | None, method: str, tol: float, max_iter: int, gradient: str
     ) -> Tensor:
@@ -387,6 +407,8 @@ class FisherMetric:
 
     def _exact_logdet(self) -> Tensor:
         rows, width = self.mean.shape
+        if inside_transform():
+            return 2 * torch.linalg.cholesky(self.dense()).diagonal(dim1=1, dim2=2).log().sum(1)
         metric = self.dense() if self._in_graph() else None
         with torch.no_grad():
             if self._factor is None and metric is None:

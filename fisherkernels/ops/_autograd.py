@@ -5,6 +5,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fisherkernels.ops._library import twin
+from fisherkernels.transforms import inside_transform
+
 
 def needs_graph(*tensors: Tensor | None) -> bool:
     """True where autograd would record a call with these arguments."""
@@ -16,8 +19,13 @@ def needs_graph(*tensors: Tensor | None) -> bool:
 
 
 def call(op, autograd: Callable, *args):
-    """Calls an operator: by name while compiling, else its Autograd kernel, sparing the way through the dispatcher."""
-    return op(*args) if torch.compiler.is_compiling() else autograd(*args)
+    """Calls an operator: by name while compiling, else its Autograd kernel, sparing the way through the dispatcher.
+
+    Inside torch.func's transforms (grad, vmap, jvp, ...) its twin, made of operations that they all know.
+    """
+    if torch.compiler.is_compiling():
+        return op(*args)
+    return twin(op)(*args) if inside_transform() else autograd(*args)
 
 
 def below_autograd(op, *args):

@@ -40,6 +40,11 @@ def define(name: str, schema: str, *, twin: Callable, fake: Callable, autograd: 
     _TWINS[name] = twin
 
 
+def twin(op: torch._ops.OpOverload) -> Callable:
+    """The PyTorch twin of an operator."""
+    return _TWINS[op._opname]
+
+
 def backends() -> dict[str, BackendStatus]:
     """Status of the native backends, by name: "cpu" and "cuda"."""
     return dict(_STATUS)

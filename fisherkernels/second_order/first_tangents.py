@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fisherkernels.linearize.last_linear import same_content
+from fisherkernels.transforms import inside_transform
 
 if TYPE_CHECKING:
     from fisherkernels.linearize import Linearization
@@ -39,7 +40,7 @@ def compressed(t: Tensor) -> Tensor:
     """
     if t.shape[0] <= t.shape[1]:
         return t
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and not inside_transform():
         factor, failed = torch.linalg.cholesky_ex(t.detach().t() @ t.detach())
         pivots = factor.diagonal()
         if not failed and pivots.amin() > _WELL_CONDITIONED[t.dtype] * pivots.amax():
