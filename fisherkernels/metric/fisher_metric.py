@@ -275,7 +275,7 @@ class FisherMetric:
             check_stack("noise", noise, self.mean)
         op = self._operator
         with torch.no_grad():
-            value, inverse = lanczos_logdet(op.matvec, noise, num_steps)
+            value, inverse = (part.detach() for part in lanczos_logdet(op.matvec, noise, num_steps))
         if not self._in_graph():
             return value
         derivative = (inverse * op.matvec(noise)).sum(2).mean(0)  # v^T M^-1 dM v
@@ -339,6 +339,8 @@ class FisherMetric:
         return cost_model.predict(problem, iterations, self.mean.device, self.mean.dtype)
 
     def _in_graph(self, *others: Tensor | None) -> bool:
+        if inside_transform():
+            return True
         tensors = (self.value, self.mean, self.noise_variance, *others)
         return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 

@@ -115,6 +115,19 @@ def test_the_metric(case):
         torch.testing.assert_close(grad(total)(z, gradient), expected)
 
 
+def test_an_estimated_logdet(case):
+    model, x, latent, _ = case
+    z, t, probes = latent[0], torch.randn_like(latent[0]), torch.randn(4, N, WIDTH).double()
+
+    def estimate(z):
+        return fk.FisherMetric(model.decoder, z, 0.5).logdet("lanczos", noise=probes).sum()
+
+    leaf = z.clone().requires_grad_()
+    expected = torch.autograd.grad(estimate(leaf), leaf)[0]
+    torch.testing.assert_close(grad(estimate)(z), expected)
+    torch.testing.assert_close(jvp(estimate, (z,), (t,))[1], (expected * t).sum())
+
+
 def test_a_second_derivative_is_there_too(case):
     """The kernels refuse it, their twins do not."""
     model, x, latent, data = case
