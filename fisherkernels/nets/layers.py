@@ -1,4 +1,6 @@
-"""What the nets choose by name: activations and output layers."""
+"""What the nets choose by name: activations, output layers and initial weights."""
+
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -11,6 +13,7 @@ ACTIVATIONS = {
     "tanh": nn.Tanh,
 }
 OUTPUTS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "identity": nn.Identity}
+INITIALIZATIONS = ("torch", "kaiming")
 
 
 def make_activation(name: str) -> nn.Module:
@@ -19,6 +22,18 @@ def make_activation(name: str) -> nn.Module:
 
 def make_output(name: str) -> nn.Module:
     return _lookup(OUTPUTS, name, "output")
+
+
+def initialize(linears: Sequence[nn.Linear], name: str) -> None:
+    """Initial weights: "torch" leaves nn.Linear's own; "kaiming" draws N(0, 2 / fan_in), the last layer, which no
+    activation follows, N(0, 1 / fan_in), and sets biases to 0."""
+    if name not in INITIALIZATIONS:
+        raise ValueError(f"initialization must be one of {', '.join(INITIALIZATIONS)}; got {name!r}")
+    if name == "torch":
+        return
+    for linear in linears:
+        nn.init.kaiming_normal_(linear.weight, nonlinearity="linear" if linear is linears[-1] else "relu")
+        nn.init.zeros_(linear.bias)
 
 
 def check_sizes(**sizes) -> None:

@@ -6,16 +6,17 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from fisherkernels.nets.layers import check_sizes, make_activation, make_output
+from fisherkernels.nets.layers import check_sizes, initialize, make_activation, make_output
 
 
-def fully_connected(widths: Sequence[int], activation: str) -> list[nn.Module]:
+def fully_connected(widths: Sequence[int], activation: str, initialization: str = "torch") -> list[nn.Module]:
     """``Linear, activation, ..., Linear`` through the given widths."""
     layers: list[nn.Module] = []
     for i in range(len(widths) - 1):
         if i:
             layers.append(make_activation(activation))
         layers.append(nn.Linear(widths[i], widths[i + 1]))
+    initialize([layer for layer in layers if isinstance(layer, nn.Linear)], initialization)
     return layers
 
 
@@ -29,6 +30,8 @@ class MLPEncoder(nn.Module):
         activation: one of ``relu, leaky_relu, elu, silu, softplus, tanh``.
         mean_only: leave log_std out, as FisherNet does.
         repeat: how often the hidden layers follow one another: ``hidden=[300], repeat=20`` are 20 layers of 300.
+        initialization: ``torch`` (nn.Linear's own, which shrinks a signal layer by layer) or ``kaiming`` (He et al.,
+            "Delving Deep into Rectifiers", 2015, eq. 10: weights N(0, 2 / fan_in), biases 0), which deep nets need.
     """
 
     def __init__(
@@ -39,12 +42,13 @@ class MLPEncoder(nn.Module):
         activation: str = "relu",
         mean_only: bool = False,
         repeat: int = 1,
+        initialization: str = "torch",
     ):
         super().__init__()
         check_sizes(in_features=in_features, latent_dim=latent_dim, hidden=hidden, repeat=repeat)
         out_features = latent_dim if mean_only else 2 * latent_dim
         widths = [in_features, *repeat * list(hidden), out_features]
-        self.layers = nn.Sequential(nn.Flatten(), *fully_connected(widths, activation))
+        self.layers = nn.Sequential(nn.Flatten(), *fully_connected(widths, activation, initialization))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layers(x)
@@ -58,7 +62,7 @@ class MLPDecoder(nn.Module):
         hidden: widths of the hidden layers.
         out_shape: shape of one sample of x.
         output: ``sigmoid`` (values in [0, 1]), ``tanh`` or ``identity``.
-        activation, repeat: as for :class:`MLPEncoder`.
+        activation, repeat, initialization: as for :class:`MLPEncoder`.
     """
 
     def __init__(
@@ -69,12 +73,13 @@ class MLPDecoder(nn.Module):
         output: str = "sigmoid",
         activation: str = "relu",
         repeat: int = 1,
+        initialization: str = "torch",
     ):
         super().__init__()
         check_sizes(latent_dim=latent_dim, out_shape=out_shape, hidden=hidden, repeat=repeat)
         widths = [latent_dim, *repeat * list(hidden), math.prod(out_shape)]
         self.layers = nn.Sequential(
-            *fully_connected(widths, activation),
+            *fully_connected(widths, activation, initialization),
             make_output(output),
             nn.Unflatten(1, tuple(out_shape)),
         )

@@ -235,3 +235,30 @@ def test_bad_image_sizes_are_named():
     for make in (nets.ResNet18Encoder, lambda shape: nets.ResNet18Decoder(out_shape=shape)):
         with pytest.raises(ValueError, match=r"shape must be \(C, H, W\) with H and W multiples of 8; got \[1, 28, "):
             make((1, 28, 28))
+
+
+def test_kaiming_initialization_keeps_the_signal_through_forty_layers():
+    torch.manual_seed(0)
+    x = torch.rand(64, 1, 8, 8)
+    spread = {}
+    for name in ("torch", "kaiming"):
+        encoder = nets.MLPEncoder(64, [100], latent_dim=5, repeat=40, initialization=name)
+        spread[name] = encoder(x).std(0).mean().item()
+    assert spread["torch"] < 1e-6
+    assert 1e-2 < spread["kaiming"] < 10
+
+
+def test_kaiming_initialization_has_the_variance_of_he_et_al():
+    torch.manual_seed(0)
+    decoder = nets.MLPDecoder(200, [300, 400], [1, 28, 28], initialization="kaiming")
+    linears = [layer for layer in decoder.layers if isinstance(layer, nn.Linear)]
+    for linear, gain in zip(linears, (2.0, 2.0, 1.0), strict=True):
+        assert linear.weight.var().item() == pytest.approx(gain / linear.in_features, rel=0.02)
+        assert not linear.bias.any()
+
+
+@pytest.mark.parametrize("net", [lambda **k: nets.MLPEncoder(4, [3], 2, **k),
+                                 lambda **k: nets.MLPDecoder(2, [3], [4], **k)])  # fmt: skip
+def test_unknown_initialization_is_refused(net):
+    with pytest.raises(ValueError, match="initialization must be one of torch, kaiming; got 'he'"):
+        net(initialization="he")
