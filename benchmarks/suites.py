@@ -16,6 +16,7 @@ SUITES = {
     "fisher_net": ("fisher_net.sample", "fisher_net.sample_backward", "fisher_net.peak", "fisher_net.step"),
     "laplacian": ("laplacian.cases",),
     "measures": ("measures.importance_sampling",),
+    "svgd": ("ops.svgd_step",),
 }
 
 

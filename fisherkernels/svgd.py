@@ -1,10 +1,12 @@
-"""Stein variational gradient descent, tile by tile."""
+"""Stein variational gradient descent, without an M x M matrix."""
 
 import math
 
+import numpy as np
 import torch
 
-TILE_ELEMENTS = 2**20  # kernel entries held at a time
+from fisherkernels import ops
+
 MEDIAN_PARTICLES = 2000  # the median heuristic is exact up to here
 DECAY, FLOOR = 0.9, 1e-6  # of the running mean square in step_rule="rms"
 
@@ -24,7 +26,7 @@ def svgd(
         \phi(x_i) = \frac1M \sum_j k(x_j, x_i)\, s(x_j) + \frac2h k(x_j, x_i)\, (x_i - x_j), \qquad
         k(a, b) = \exp(-\|a - b\|^2 / h)
 
-    The M x M kernel matrix is never in memory: it is made in tiles of about a million entries, from
+    The M x M kernel matrix is never in memory: `fisherkernels.ops.svgd_step` makes it in tiles, from
     differences of coordinates (no digits are lost to a matrix product of large coordinates).
 
     Args:
@@ -44,7 +46,7 @@ def svgd(
         the moved particles ``[M, d]``, without a graph.
 
     Raises:
-        TypeError: particles are not floating-point, or steps is no int.
+        TypeError: particles are neither float32 nor float64, or steps is no int.
         ValueError: wrong shapes, steps < 0, step_size or bandwidth <= 0, an unknown step_rule.
 
     Source: Liu and Wang, "Stein variational gradient descent", NeurIPS 2016, Algorithm 1.
@@ -65,8 +67,8 @@ def svgd(
                 f"score_fn: expected a result of shape {list(particles.shape)}, received {list(score.shape)}"
             )
         with torch.no_grad():
-            width = median_bandwidth(particles) if bandwidth is None else bandwidth
-            direction = stein_direction(particles, score.detach(), width)
+            width = median_bandwidth(particles) if bandwidth is None else particles.new_tensor(bandwidth)
+            direction = ops.svgd_step(particles, score.detach(), width)
             if step_rule == "rms":
                 square = direction.square()
                 mean_square = square if mean_square is None else torch.lerp(square, mean_square, DECAY)
@@ -76,9 +78,9 @@ def svgd(
 
 
 def check(particles, steps, step_size, bandwidth, step_rule) -> None:
-    if not isinstance(particles, torch.Tensor) or not particles.is_floating_point():
+    if not isinstance(particles, torch.Tensor) or particles.dtype not in (torch.float32, torch.float64):
         received = particles.dtype if isinstance(particles, torch.Tensor) else type(particles).__name__
-        raise TypeError(f"particles: expected a floating-point tensor [M, d], received {received}")
+        raise TypeError(f"particles: expected a float32 or float64 tensor [M, d], received {received}")
     if particles.dim() != 2:
         raise ValueError(f"particles: expected shape [M, d], received {list(particles.shape)}")
     if isinstance(steps, bool) or not isinstance(steps, int):
@@ -94,7 +96,7 @@ def check(particles, steps, step_size, bandwidth, step_rule) -> None:
 
 
 def median_bandwidth(particles: torch.Tensor) -> torch.Tensor:
-    """h of the median heuristic, 0-d, without a host synchronisation."""
+    """h of the median heuristic, 0-d; no host synchronisation on a GPU."""
     count = particles.shape[0]
     if count > MEDIAN_PARTICLES:
         chosen = torch.arange(MEDIAN_PARTICLES, device=particles.device) * count // MEDIAN_PARTICLES
@@ -113,27 +115,15 @@ def median_distance(particles: torch.Tensor) -> torch.Tensor:
     if count == 1:
         return particles.new_zeros(())
     pairs = torch.pdist(particles)
-
-    def ranked(rank: int) -> torch.Tensor:
-        return particles.new_zeros(()) if rank < count else pairs.kthvalue((rank - count) // 2 + 1).values
-
     lower, upper = (count**2 - 1) // 2, count**2 // 2
-    if lower == upper or (lower >= count and (lower - count) // 2 == (upper - count) // 2):
-        return ranked(upper)
-    return 0.5 * (ranked(lower) + ranked(upper))
+    ranks = [(rank - count) // 2 for rank in (lower, upper) if rank >= count]
+    values = [particles.new_zeros(())] * (2 - len(ranks)) + _ranked(pairs, ranks)
+    return 0.5 * (values[0] + values[1])
 
 
-def stein_direction(particles: torch.Tensor, score: torch.Tensor, bandwidth) -> torch.Tensor:
-    """phi at every particle, [M, d]."""
-    count, dimension = particles.shape
-    centred = particles - particles.mean(0)  # smaller numbers in the difference of sums below
-    sources = torch.cat([score, centred, torch.ones_like(score[:, :1])], dim=1)  # [M, 2d + 1]
-    rows = max(1, TILE_ELEMENTS // count)
-    tiles = []
-    for block in centred.split(rows):
-        kernel = torch.cdist(block, centred, compute_mode="donot_use_mm_for_euclid_dist")
-        kernel = kernel.square_().div_(-bandwidth).exp_()  # [rows, M]
-        sums = kernel @ sources
-        attraction, weighted, mass = sums.split([dimension, dimension, 1], dim=1)
-        tiles.append(attraction + (2 / bandwidth) * (block * mass - weighted))
-    return torch.cat(tiles) / count
+def _ranked(values: torch.Tensor, ranks: list[int]) -> list[torch.Tensor]:
+    """The values of these ranks, counted from 0; numpy's selection is 20 times faster than kthvalue on CPUs."""
+    if values.device.type != "cpu" or not ranks:
+        return [values.kthvalue(rank + 1).values for rank in ranks]
+    selected = torch.from_numpy(np.partition(values.numpy(), sorted(set(ranks))))
+    return [selected[rank] for rank in ranks]

@@ -25,7 +25,8 @@ struct ExpConstants<float> {
   static constexpr Int kBias = 127;
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
   static constexpr float kLow = -104.0f, kHigh = 89.0f;
-  static constexpr float kPairLimit = 88.3762626647949f;  // 127.5 ln 2
+  static constexpr float kLowNormal = -87.3365447505531f;  // -126 ln 2
+  static constexpr float kPairLimit = 88.3762626647949f;   // 127.5 ln 2
   static constexpr float kLog2e = 1.44269504088896341f;
   static constexpr float kLn2High = 0.693145751953125f, kLn2Low = 1.42860682030941723e-6f;
   static constexpr int kDegree = 7;
@@ -38,7 +39,8 @@ struct ExpConstants<double> {
   static constexpr Int kBias = 1023;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kLow = -746.0, kHigh = 710.0;
-  static constexpr double kPairLimit = 709.436139303104;  // 1023.5 ln 2
+  static constexpr double kLowNormal = -708.396418532264;  // -1022 ln 2
+  static constexpr double kPairLimit = 709.436139303104;   // 1023.5 ln 2
   static constexpr double kLog2e = 1.44269504088896341;
   static constexpr double kLn2High = 0x1.62e42fefp-1, kLn2Low = 0x1.473de6af278edp-34;
   static constexpr int kDegree = 13;
@@ -124,6 +126,30 @@ FK_HOST_DEVICE T exp(T x) {
   const auto first = rounded_to_int<T>(half);
   const auto second = rounded_to_int<T>(rounded) - first;
   return taylor<0, 1>(r) * power_of_two<T>(first) * power_of_two<T>(second);
+#endif
+}
+
+// e^x for x <= 0, a number or a vector of numbers; where that is below the smallest normal number, that one.
+template <typename T>
+FK_HOST_DEVICE T exp_of_negative(T x) {
+#if defined(__CUDA_ARCH__)
+  return ::exp(x);
+#else
+  using Element = typename ExpTypes<T>::Element;
+  using Bits = typename ExpTypes<T>::Bits;
+  using C = ExpConstants<Element>;
+  constexpr Element kOrigin = C::kRound + Element(C::kBias);
+  const T low = T{} + C::kLowNormal;
+  x = x < low ? low : x;  // keeps NaN
+  const T rounded = x * C::kLog2e + kOrigin;
+  const T n = rounded - kOrigin;
+  const T r = (x - n * C::kLn2High) - n * C::kLn2Low;
+  Bits bits;
+  memcpy(&bits, &rounded, sizeof(T));
+  bits <<= C::kMantissaBits;
+  T scale;
+  memcpy(&scale, &bits, sizeof(T));
+  return taylor<0, 1>(r) * scale;
 #endif
 }
 

@@ -2,7 +2,8 @@
 
 Every operator has a native CPU kernel, a native CUDA kernel (but for `relu_metric_factor`) and a PyTorch twin; the twin
 runs wherever there is no native kernel. Each is differentiable once, except those of the solvers (`metric_solve`,
-`factor_solve`, `relu_metric_factor`, `cg_update`), through which `FisherMetric` differentiates implicitly.
+`factor_solve`, `relu_metric_factor`, `cg_update`), through which `FisherMetric` differentiates implicitly, and
+`svgd_step`, whose particles carry no graph.
 """
 
 from fisherkernels.ops._library import BackendStatus, backends, load_libraries, use_twins
@@ -17,6 +18,7 @@ from fisherkernels.ops.posterior_residual import posterior_residual
 from fisherkernels.ops.relu_metric_factor import relu_metric_factor
 from fisherkernels.ops.score_moments import score_moments
 from fisherkernels.ops.stability_cotangent import stability_cotangent
+from fisherkernels.ops.svgd_step import svgd_step
 
 load_libraries()
 
@@ -35,5 +37,6 @@ __all__ = [
     "relu_metric_factor",
     "score_moments",
     "stability_cotangent",
+    "svgd_step",
     "use_twins",
 ]

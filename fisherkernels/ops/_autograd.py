@@ -8,6 +8,8 @@ from torch import Tensor
 from fisherkernels.ops._library import twin
 from fisherkernels.transforms import inside_transform
 
+_IMPLICIT = "FisherMetric differentiates implicitly. Use its solve and sample"
+
 
 def needs_graph(*tensors: Tensor | None) -> bool:
     """True where autograd would record a call with these arguments."""
@@ -34,15 +36,15 @@ def below_autograd(op, *args):
         return op(*args)
 
 
-def not_differentiable(name: str) -> Callable:
+def not_differentiable(name: str, reason: str = _IMPLICIT) -> Callable:
     """An Autograd kernel for an operator without a derivative: an error where autograd would record the call."""
 
     def kernel(*args):
         flat = (part for arg in args for part in (arg if isinstance(arg, (list, tuple)) else (arg,)))
         if needs_graph(*(part for part in flat if isinstance(part, Tensor))):
             raise RuntimeError(
-                f"fisherkernels::{name} has no derivative of its own: FisherMetric differentiates implicitly. "
-                "Use its solve and sample, or call this operator under torch.no_grad()."
+                f"fisherkernels::{name} has no derivative of its own: {reason}, or call this operator under "
+                "torch.no_grad()."
             )
         return below_autograd(getattr(torch.ops.fisherkernels, name).default, *args)
 
