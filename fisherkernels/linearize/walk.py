@@ -132,8 +132,8 @@ def keeps_samples(record: Record, i: int) -> bool:
     step, saved = record.steps[i], record.saved[i]
     if step.rule == "fallback":
         return False
-    operands = tuple(record.shapes[slot] for slot in step.slots if slot >= 0)
-    for shape in (*operands, record.shapes[i + 1]):
+    operands = tuple(record.shapes[slot] if slot >= 0 else None for slot in step.slots)
+    for shape in (*(record.shapes[slot] for slot in step.slots if slot >= 0), record.shapes[i + 1]):
         for part in shape if shape and isinstance(shape[0], tuple) else (shape,):
             if not part or part[0] != record.batch:
                 return False

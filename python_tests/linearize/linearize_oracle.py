@@ -8,6 +8,7 @@ from unittest import mock
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fisherkernels import linearize
 
@@ -77,11 +78,30 @@ def primitive_layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):
     return y if bias is None else y + bias
 
 
+def primitive_instance_norm(
+    x, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1, eps=1e-5
+):
+    """F.instance_norm in primitive operations, for the same reason."""
+    var, mean = torch.var_mean(x, list(range(2, x.dim())), correction=0, keepdim=True)
+    y = (x - mean) / torch.sqrt(var + eps)
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    y = y if weight is None else y * weight.view(shape)
+    return y if bias is None else y + bias.view(shape)
+
+
+PRIMITIVE = {
+    "batch_norm": primitive_batch_norm,
+    "layer_norm": primitive_layer_norm,
+    "instance_norm": primitive_instance_norm,
+}
+
+
 def by_autograd(net: nn.Module, x, cotangents, tangent):
     """(value, J^T c of the batch sum by double backward, J t by forward mode)."""
     start = {name: buffer.clone() for name, buffer in net.named_buffers()}
     torch.manual_seed(SEED)
-    value = net(x)
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no higher derivatives
+        value = net(x)
     vjp = torch.autograd.grad(parts(value), x, cotangents, create_graph=True, allow_unused=True)[0]
 
     def call(x):
@@ -89,7 +109,7 @@ def by_autograd(net: nn.Module, x, cotangents, tangent):
         return torch.func.functional_call(net, buffers, (x,))
 
     torch.manual_seed(SEED)
-    with mock.patch.multiple(F, batch_norm=primitive_batch_norm, layer_norm=primitive_layer_norm):
+    with mock.patch.multiple(F, **PRIMITIVE), sdpa_kernel(SDPBackend.MATH):
         _, jvp = torch.func.jvp(call, (x,), (tangent,))
     return value, torch.zeros_like(x) if vjp is None else vjp, parts(jvp)
 

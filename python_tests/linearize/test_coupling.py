@@ -38,13 +38,23 @@ COUPLING_FALLBACKS = {
     "subclass": (lambda: OwnBatchNorm(5), ("1",)),
     "functional in a fallback": (Untraceable, ("1",)),
     "mean of the batch": (lambda: Function(lambda m, x: x - x.mean(0)), ("mean", "sub")),
+    "softmax over the batch": (lambda: Function(lambda m, x: x.softmax(0)), ("softmax",)),
+    "product with the batch": (lambda: Function(lambda m, x: x @ (x.t() @ x)), ("t", "matmul", "matmul_1")),
+    "attention over the batch": (
+        lambda: Function(lambda m, x: F.scaled_dot_product_attention(x, x, x)),
+        ("scaled_dot_product_attention",),
+    ),
     "reversed batch": (lambda: Function(lambda m, x: x.flip(0)), ("flip",)),
 }
 SEPARATE = {
     "module in eval mode": lambda: nn.BatchNorm1d(5).eval(),
     "functional in eval mode": lambda: FunctionalBatchNorm(5).eval(),
     "GroupNorm": lambda: nn.GroupNorm(1, 5),
-    "fallback": lambda: nn.RMSNorm(5),
+    "fallback": lambda: nn.Softmin(-1),
+    "products with constants": lambda: Function(lambda m, x: (m.v @ (x @ m.w)[..., None])[..., 0], w=(5, 6), v=(5, 6)),
+    "attention over the features": lambda: Function(
+        lambda m, x: F.scaled_dot_product_attention(x[..., None], x[..., None], x[..., None])[..., 0]
+    ),
     "LayerNorm": lambda: nn.LayerNorm(5),
     "mean of a sample": lambda: Function(lambda m, x: x - x.mean(1, keepdim=True)),
     "joined and cut along the batch": lambda: Function(lambda m, x: sum(torch.cat([x, x.exp()]).tanh().chunk(2))),
@@ -107,6 +117,6 @@ def test_accepted(name, x):
 @pytest.mark.filterwarnings("ignore:.*no rule for")
 def test_nan_is_no_coupling(x):
     x[2] = torch.nan
-    lin = linearize(around(nn.RMSNorm(5)), x)
+    lin = linearize(around(nn.Softmin(-1)), x)
     assert lin.coupled == ()
     assert lin.jacobian().isnan().flatten(1).any(1).tolist() == [False, False, True, False, False, False]

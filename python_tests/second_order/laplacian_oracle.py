@@ -5,7 +5,7 @@ from __future__ import annotations
 from unittest import mock
 
 import torch
-from linearize_oracle import SEED, primitive_batch_norm, primitive_layer_norm
+from linearize_oracle import PRIMITIVE, SEED
 from torch.nn import functional as F
 
 
@@ -34,12 +34,7 @@ def second_derivatives(net, x, tangents):
     def along(t):
         return torch.func.jvp(lambda a: torch.func.jvp(call, (a,), (t,))[1], (x,), (t,))[1]
 
-    primitive = {
-        "batch_norm": primitive_batch_norm,
-        "layer_norm": primitive_layer_norm,
-        "group_norm": primitive_group_norm,
-        "mish": primitive_mish,
-    }
+    primitive = {**PRIMITIVE, "group_norm": primitive_group_norm, "mish": primitive_mish}
     with mock.patch.multiple(F, **primitive), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         return sum((along(t) for t in tangents), torch.zeros_like(net(x)))
 

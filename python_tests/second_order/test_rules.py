@@ -24,14 +24,14 @@ class Between(nn.Module):
     def forward(self, x):
         value = self.net(x + 0.3 * x * x if self.curved else x)
         pieces = [value[i] for i in range(self.count)] if self.count else [value]
-        flat = torch.cat([piece.flatten(1) for piece in pieces], dim=1)
+        flat = torch.cat([piece.reshape(piece.shape[0], -1) for piece in pieces], dim=1)
         return torch.tanh(flat) if self.curved else flat
 
 
 def per_sample(make, shape):
     """Whether the value leads with N and keeps samples apart."""
     lin = fk.linearize(make(), torch.randn(shape))
-    return not lin.coupled and all(value.dim() > 1 and len(value) == shape[0] for value in parts(lin.value))
+    return not lin.coupled and all(value.dim() > 0 and len(value) == shape[0] for value in parts(lin.value))
 
 
 CASES = {name: case for name, case in ALL.items() if per_sample(*case)}

@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
-from . import activation, arithmetic, batchnorm, conv, groupnorm, layernorm, linear, resample, shape
+from . import (
+    activation,
+    arithmetic,
+    attention,
+    batchnorm,
+    contraction,
+    conv,
+    elementary,
+    gelu,
+    groupnorm,
+    instancenorm,
+    layernorm,
+    linear,
+    pad,
+    permute,
+    piecewise,
+    pixel_shuffle,
+    pool,
+    reduction,
+    resample,
+    rmsnorm,
+    shape,
+    softmax,
+    stack,
+)
 
-_FILES = (linear, conv, batchnorm, groupnorm, layernorm, activation, resample, shape, arithmetic)
+_FILES = (linear, conv, batchnorm, groupnorm, instancenorm, layernorm, rmsnorm, activation, gelu, piecewise)
+_FILES += (elementary, arithmetic, reduction, softmax, contraction, attention)
+_FILES += (resample, pool, pad, shape, permute, stack, pixel_shuffle)
 
 RULES = {name: rule for file in _FILES for name, rule in file.RULES.items()}
 FUNCTIONS = {function: name for file in _FILES for function, name in file.FUNCTIONS.items()}

@@ -64,7 +64,7 @@ class Binary(Rule):
         return total
 
     def keeps_samples(self, saved, operands, value):
-        return all(len(shape) == len(value) for shape in operands)
+        return all(shape is None or len(shape) == len(value) for shape in operands)
 
     def of_one_sample(self, saved, active):
         a, b, shape = saved

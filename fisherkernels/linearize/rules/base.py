@@ -54,7 +54,9 @@ class Rule:
         return False
 
     def keeps_samples(self, saved: tuple, operands: tuple, value: tuple) -> bool:
-        """Whether samples stay apart along the first dimension, where these shapes agree in its size."""
+        """Whether samples stay apart along the first dimension, where these shapes agree in its size; ``operands``: one
+        per slot, None where it does not depend on the input.
+        """
         return True
 
     def of_one_sample(self, saved: tuple, active: tuple) -> tuple | None:

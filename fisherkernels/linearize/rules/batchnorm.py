@@ -137,4 +137,4 @@ def _batch_norm(module, read):
 RULES = {"batch_norm": BatchNorm()}
 FUNCTIONS = {F.batch_norm: "batch_norm"}
 METHODS: dict = {}
-MODULES = {nn.BatchNorm1d: Layer("batch_norm", _batch_norm), nn.BatchNorm2d: Layer("batch_norm", _batch_norm)}
+MODULES = {kind: Layer("batch_norm", _batch_norm) for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)}
