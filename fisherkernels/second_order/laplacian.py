@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fisherkernels.checks import check_choice, check_count
@@ -15,8 +14,8 @@ from fisherkernels.linearize import Linearization, linearize
 from fisherkernels.linearize.jacobian import require_memory_budget, require_per_sample_value, require_uncoupled
 from fisherkernels.linearize.walk import value_size, vector_size
 from fisherkernels.second_order.directions import tangents_of_input
-from fisherkernels.second_order.first_tangents import compressed, first_linear
-from fisherkernels.second_order.sweep import Carried, sweep
+from fisherkernels.second_order.first_tangents import classes_of_entries, count_of, first_tangents
+from fisherkernels.second_order.sweep import NOTHING, Carried, sweep
 
 ESTIMATORS = ("exact", "hutchinson")
 _PULL = 8  # tangents per output, from which on the Jacobian is made of cotangents
@@ -114,16 +113,20 @@ def _laplacian(
     """``stack``: tangents [K, 1 or N, ...] of x; None for all unit vectors."""
     record, output = lin._record, lin._plan.output.index
     n, outputs = math.prod(x.shape[1:]), math.prod(lin.value.shape[1:])
-    start, tangents = _first_tangents(lin, x, stack)
-    count = len(tangents)
     # Few outputs are cheaper to pull back than to push the tangents through the last layers.
-    pushes = jacobian and stack is None and count == n < _PULL * outputs
+    pushes = jacobian and stack is None and n < _PULL * outputs
+    pushes = pushes and all(count_of(lin, members, n) == n for members in classes_of_entries(lin, True))
+    classes = [first_tangents(lin, members, x, stack) for members in classes_of_entries(lin, pushes)]
+    count = max((len(t) for starts in classes for t in starts.values()), default=0)
     size = (value_size(record) if torch.is_grad_enabled() else vector_size(record, output, True)) * x.element_size()
     group = count if torch.compiler.is_compiling() else max(1, int(memory_budget // max(size, 1)))
-    if group >= count:
-        carried = sweep(record, start, tangents, output, pushes)
+    starts = {index: tangents for members in classes for index, tangents in members.items()}
+    if not starts:
+        carried = NOTHING
+    elif group >= count:
+        carried = sweep(record, starts, output, pushes)
     else:
-        carried = Carried(None, _in_groups(lin, start, tangents, output, group))
+        carried = Carried(None, _in_groups(lin, classes, output, group))
     total = torch.zeros_like(lin.value) if carried.laplacian is None else carried.laplacian
     if not jacobian:
         return LaplacianOutput(lin.value, None, total)
@@ -133,32 +136,20 @@ def _laplacian(
     return LaplacianOutput(lin.value, stacked.permute(1, 2, 0), total)
 
 
-def _first_tangents(lin: Linearization, x: Tensor, stack: Tensor | None) -> tuple[int, Tensor]:
-    """The value to start at, and its tangents [K, 1 or N, ...]."""
-    first = first_linear(lin)
-    n = math.prod(x.shape[1:])
-    if first is None:
-        if stack is None:
-            stack = torch.eye(n, dtype=x.dtype, device=x.device).view(n, 1, *x.shape[1:])
-        return 0, stack
-    index, weight = first  # [h, n]
-    if stack is None:
-        return index, compressed(weight.t()).unsqueeze(1)
-    tangents = F.linear(stack.flatten(2), weight)  # [K, 1 or N, h]
-    return index, compressed(tangents.squeeze(1)).unsqueeze(1) if tangents.shape[1] == 1 else tangents
-
-
-def _in_groups(lin: Linearization, start: int, tangents: Tensor, output: int, size: int) -> Tensor | None:
+def _in_groups(lin: Linearization, classes: list[dict[int, Tensor]], output: int, size: int) -> Tensor | None:
     # torch.func does not work under the hooks with which a checkpoint makes the graph anew.
     keeps_graph = not torch.is_grad_enabled() or any(step.rule == "fallback" for step in lin._record.steps)
+    others = {index: None for starts in classes for index in starts}
     total = None
-    for group in tangents.split(size):
+    for starts in classes:
+        for group in zip(*(tangents.split(size) for tangents in starts.values()), strict=True):
+            given = {**others, **dict(zip(starts, group, strict=True))}
 
-        def of_group(group: Tensor = group) -> Tensor | None:
-            return sweep(lin._record, start, group, output, False).laplacian
+            def of_group(given: dict = given) -> Tensor | None:
+                return sweep(lin._record, given, output, False).laplacian
 
-        part = of_group() if keeps_graph else checkpoint(of_group, use_reentrant=False, preserve_rng_state=False)
-        total = part if total is None else total + part
+            part = of_group() if keeps_graph else checkpoint(of_group, use_reentrant=False, preserve_rng_state=False)
+            total = part if total is None else total + part
     return total
 
 

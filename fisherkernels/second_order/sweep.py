@@ -6,6 +6,7 @@ L' = J L + sum_k D^2 f[t_k, t_k]. With the unit vectors for tangents L is the La
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -29,14 +30,15 @@ class Carried(NamedTuple):
 NOTHING = Carried(None, None)
 
 
-def sweep(record: Record, start: int, tangents: Tensor, output: int, keep_tangents: bool) -> Carried:
-    """What value ``output`` gets from the tangents of value ``start``, [K, N, ...] or [K, 1, ...] for all samples
-    alike; nothing before ``start`` is looked at. Without ``keep_tangents`` those of the output are left out.
+def sweep(record: Record, starts: dict[int, Tensor | None], output: int, keep_tangents: bool) -> Carried:
+    """What value ``output`` gets from the tangents of the values ``starts``, [K, N, ...] or [K, 1, ...] for all samples
+    alike, None for zero; what those values are made of is not looked at. Without ``keep_tangents`` the output's
+    tangents are left out.
     """
-    steps = record.steps[:output]
-    used, wanted = _needed(record, start, output, keep_tangents)
+    steps, start = record.steps[:output], min(starts)
+    used, wanted = needed(record, starts, output, keep_tangents)
     last = {slot: i for i, step in enumerate(steps) for slot in step.slots if slot >= 0}
-    carried: dict[int, Carried] = {start: Carried(tangents, None)}
+    carried = {index: Carried(tangents, None) for index, tangents in starts.items()}
     for i in range(start, output):
         step = steps[i]
         slots = tuple(dict.fromkeys(step.slots)) if step.rule == "fallback" else step.slots
@@ -44,36 +46,36 @@ def sweep(record: Record, start: int, tangents: Tensor, output: int, keep_tangen
         for slot in slots:
             if last.get(slot) == i and slot != output:
                 carried.pop(slot, None)  # frees it
-        if i + 1 not in used or all(operand == NOTHING for operand in operands):
+        if i + 1 in starts or i + 1 not in used or all(operand == NOTHING for operand in operands):
             continue
         carried[i + 1] = _through(record, i, slots, operands, i + 1 in wanted)
     return carried.get(output, NOTHING)
 
 
-def _needed(record: Record, start: int, output: int, keep_tangents: bool) -> tuple[set[int], set[int]]:
-    """Values that the output depends on; and those among them whose tangents are needed: by the output, if its are, or
-    by a curved step.
+def needed(record: Record, starts: Collection[int], output: int, keep_tangents: bool) -> tuple[set[int], set[int]]:
+    """Values that the output depends on, as far back as those to start at; and those among them whose tangents are
+    needed: by the output, if its are, or by a curved step.
     """
     used, wanted = {output}, {output} if keep_tangents else set()
-    for i in range(output - 1, start - 1, -1):
-        if i + 1 not in used:
+    for i in range(output - 1, -1, -1):
+        if i + 1 not in used or i + 1 in starts:
             continue
         step = record.steps[i]
         slots = {slot for slot in step.slots if slot >= 0}
         used |= slots
-        if i + 1 in wanted or _curved(record, i):
+        if i + 1 in wanted or curved(record, i):
             wanted |= slots
     return used, wanted
 
 
-def _curved(record: Record, i: int) -> bool:
+def curved(record: Record, i: int) -> bool:
     step = record.steps[i]
     if step.rule == "fallback":
         return True
-    return record.saved[i] is not None and record.saved[i][0] == "rule" and RULES[step.rule].curved(_active(step))
+    return record.saved[i] is not None and record.saved[i][0] == "rule" and RULES[step.rule].curved(active(step))
 
 
-def _active(step) -> tuple[bool, ...]:
+def active(step) -> tuple[bool, ...]:
     return tuple(slot >= 0 for slot in step.slots)
 
 
@@ -93,7 +95,7 @@ def _through(record: Record, i: int, slots: tuple, operands: tuple[Carried, ...]
     if all(part is None for part in tangents):
         return Carried(None, laplacian)
     shapes = tuple(record.shapes[slot] if slot >= 0 else None for slot in slots)
-    if rule.curved(_active(step)):
+    if rule.curved(active(step)):
         tangents = tuple(expanded(t, shape) for t, shape in zip(tangents, shapes, strict=True))
         given = tuple(
             _zeros(shape, tangents) if t is None and slot >= 0 else t
