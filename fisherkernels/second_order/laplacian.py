@@ -137,20 +137,23 @@ def _laplacian(
 
 
 def _in_groups(lin: Linearization, classes: list[dict[int, Tensor]], output: int, size: int) -> Tensor | None:
+    """The output's second derivatives, from what ``size`` tangents at a time add at every curved step."""
     # torch.func does not work under the hooks with which a checkpoint makes the graph anew.
     keeps_graph = not torch.is_grad_enabled() or any(step.rule == "fallback" for step in lin._record.steps)
-    others = {index: None for starts in classes for index in starts}
-    total = None
+    nowhere = {index: None for starts in classes for index in starts}
+    bends: dict[int, Tensor] = {}
     for starts in classes:
         for group in zip(*(tangents.split(size) for tangents in starts.values()), strict=True):
-            given = {**others, **dict(zip(starts, group, strict=True))}
+            given = {**nowhere, **dict(zip(starts, group, strict=True))}
 
-            def of_group(given: dict = given) -> Tensor | None:
-                return sweep(lin._record, given, output, False).laplacian
+            def of_group(given: dict = given) -> dict[int, Tensor]:
+                bends: dict[int, Tensor] = {}
+                sweep(lin._record, given, output, False, bends)
+                return bends
 
             part = of_group() if keeps_graph else checkpoint(of_group, use_reentrant=False, preserve_rng_state=False)
-            total = part if total is None else total + part
-    return total
+            bends = {**bends, **{i: bend + bends[i] if i in bends else bend for i, bend in part.items()}}
+    return sweep(lin._record, nowhere, output, False, bends).laplacian
 
 
 def _check_input(x) -> None:

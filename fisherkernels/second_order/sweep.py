@@ -30,14 +30,24 @@ class Carried(NamedTuple):
 NOTHING = Carried(None, None)
 
 
-def sweep(record: Record, starts: dict[int, Tensor | None], output: int, keep_tangents: bool) -> Carried:
+def sweep(
+    record: Record,
+    starts: dict[int, Tensor | None],
+    output: int,
+    keep_tangents: bool,
+    bends: dict[int, Any] | None = None,
+) -> Carried:
     """What value ``output`` gets from the tangents of the values ``starts``, [K, N, ...] or [K, 1, ...] for all samples
     alike, None for zero; what those values are made of is not looked at. Without ``keep_tangents`` the output's
     tangents are left out.
+
+    ``bends``: what curved steps add to second derivatives, sum_k D^2 f[t_k, t_k], by value. Given with tangents it
+    collects them instead of carrying them on; given without, they are carried on from there.
     """
     steps, start = record.steps[:output], min(starts)
     used, wanted = needed(record, starts, output, keep_tangents)
     last = {slot: i for i, step in enumerate(steps) for slot in step.slots if slot >= 0}
+    collect = any(tangents is not None for tangents in starts.values())
     carried = {index: Carried(tangents, None) for index, tangents in starts.items()}
     for i in range(start, output):
         step = steps[i]
@@ -46,10 +56,21 @@ def sweep(record: Record, starts: dict[int, Tensor | None], output: int, keep_ta
         for slot in slots:
             if last.get(slot) == i and slot != output:
                 carried.pop(slot, None)  # frees it
-        if i + 1 in starts or i + 1 not in used or all(operand == NOTHING for operand in operands):
+        if i + 1 in starts or i + 1 not in used:
             continue
-        carried[i + 1] = _through(record, i, slots, operands, i + 1 in wanted)
+        if any(operand != NOTHING for operand in operands):
+            carried[i + 1] = _through(record, i, slots, operands, i + 1 in wanted)
+        if bends is not None:
+            carried[i + 1] = _bent(carried.get(i + 1, NOTHING), i + 1, bends, collect)
     return carried.get(output, NOTHING)
+
+
+def _bent(own: Carried, index: int, bends: dict[int, Any], collect: bool) -> Carried:
+    if not collect:
+        return Carried(None, _sum(own.laplacian, bends.get(index)))
+    if own.laplacian is not None:
+        bends[index] = _sum(own.laplacian, bends.get(index))
+    return Carried(own.tangents, None)
 
 
 def needed(record: Record, starts: Collection[int], output: int, keep_tangents: bool) -> tuple[set[int], set[int]]:
