@@ -58,13 +58,19 @@ def push(record: Record, tangent: Tensor, stacked: bool, keep: tuple[int, ...], 
     return [tangents[index] for index in keep]
 
 
-def pull(record: Record, cotangents: list[Any], stacked: bool, alike: bool = False) -> Tensor | None:
-    """The input's cotangent, given those of values 0, ..., len(cotangents) - 1, a list that is used up."""
+def pull(
+    record: Record, cotangents: list[Any], stacked: bool, alike: bool = False, seen: dict[int, Any] | None = None
+) -> Tensor | None:
+    """The input's cotangent, given those of values 0, ..., len(cotangents) - 1, a list that is used up; those of the
+    values ``seen`` are put there.
+    """
     for i in range(len(cotangents) - 2, -1, -1):
         step, received = record.steps[i], cotangents[i + 1]
         if received is None or not step.slots:
             continue
         cotangents[i + 1] = None  # frees it
+        if seen is not None and i + 1 in seen:
+            seen[i + 1] = received
         saved = record.saved[i]
         if alike and (step.rule == "fallback" or saved[0] == "rule"):
             saved, (received,) = meet(record, i, (received,), (record.shapes[i + 1],))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ from fisherkernels.linearize.jacobian import require_memory_budget, require_per_
 from fisherkernels.linearize.walk import value_size, vector_size
 from fisherkernels.second_order.directions import tangents_of_input
 from fisherkernels.second_order.first_tangents import classes_of_entries, count_of, first_tangents
-from fisherkernels.second_order.sweep import NOTHING, Carried, sweep
+from fisherkernels.second_order.pulled import can_pull, pulled
+from fisherkernels.second_order.sweep import NOTHING, plus, sweep
 
 ESTIMATORS = ("exact", "hutchinson")
 _PULL = 8  # tangents per output, from which on the Jacobian is made of cotangents
@@ -120,13 +121,15 @@ def _laplacian(
     count = max((len(t) for starts in classes for t in starts.values()), default=0)
     size = (value_size(record) if torch.is_grad_enabled() else vector_size(record, output, True)) * x.element_size()
     group = count if torch.compiler.is_compiling() else max(1, int(memory_budget // max(size, 1)))
+    if jacobian and not pushes and can_pull(lin):
+        return LaplacianOutput(lin.value, *pulled(lin, _bends(lin, classes, output, min(group, count))))
     starts = {index: tangents for members in classes for index, tangents in members.items()}
     if not starts:
         carried = NOTHING
     elif group >= count:
         carried = sweep(record, starts, output, pushes)
     else:
-        carried = Carried(None, _in_groups(lin, classes, output, group))
+        carried = sweep(record, dict.fromkeys(starts), output, False, _bends(lin, classes, output, group))
     total = torch.zeros_like(lin.value) if carried.laplacian is None else carried.laplacian
     if not jacobian:
         return LaplacianOutput(lin.value, None, total)
@@ -136,24 +139,25 @@ def _laplacian(
     return LaplacianOutput(lin.value, stacked.permute(1, 2, 0), total)
 
 
-def _in_groups(lin: Linearization, classes: list[dict[int, Tensor]], output: int, size: int) -> Tensor | None:
-    """The output's second derivatives, from what ``size`` tangents at a time add at every curved step."""
+def _bends(lin: Linearization, classes: list[dict[int, Tensor]], output: int, size: int) -> dict[int, Any]:
+    """What curved steps add to second derivatives, by value, from ``size`` tangents at a time."""
+    whole = all(len(tangents) <= size for starts in classes for tangents in starts.values())
     # torch.func does not work under the hooks with which a checkpoint makes the graph anew.
-    keeps_graph = not torch.is_grad_enabled() or any(step.rule == "fallback" for step in lin._record.steps)
+    keeps_graph = whole or not torch.is_grad_enabled() or any(step.rule == "fallback" for step in lin._record.steps)
     nowhere = {index: None for starts in classes for index in starts}
-    bends: dict[int, Tensor] = {}
+    bends: dict[int, Any] = {}
     for starts in classes:
         for group in zip(*(tangents.split(size) for tangents in starts.values()), strict=True):
             given = {**nowhere, **dict(zip(starts, group, strict=True))}
 
-            def of_group(given: dict = given) -> dict[int, Tensor]:
-                bends: dict[int, Tensor] = {}
+            def of_group(given: dict = given) -> dict[int, Any]:
+                bends: dict[int, Any] = {}
                 sweep(lin._record, given, output, False, bends)
                 return bends
 
             part = of_group() if keeps_graph else checkpoint(of_group, use_reentrant=False, preserve_rng_state=False)
-            bends = {**bends, **{i: bend + bends[i] if i in bends else bend for i, bend in part.items()}}
-    return sweep(lin._record, nowhere, output, False, bends).laplacian
+            bends |= {index: plus(bend, bends.get(index)) for index, bend in part.items()}
+    return bends
 
 
 def _check_input(x) -> None:

@@ -67,9 +67,9 @@ def sweep(
 
 def _bent(own: Carried, index: int, bends: dict[int, Any], collect: bool) -> Carried:
     if not collect:
-        return Carried(None, _sum(own.laplacian, bends.get(index)))
+        return Carried(None, plus(own.laplacian, bends.get(index)))
     if own.laplacian is not None:
-        bends[index] = _sum(own.laplacian, bends.get(index))
+        bends[index] = plus(own.laplacian, bends.get(index))
     return Carried(own.tangents, None)
 
 
@@ -122,7 +122,7 @@ def _through(record: Record, i: int, slots: tuple, operands: tuple[Carried, ...]
             _zeros(shape, tangents) if t is None and slot >= 0 else t
             for t, shape, slot in zip(tangents, shapes, slots, strict=True)
         )
-        laplacian = _sum(laplacian, rule.curvature(saved[1], given))
+        laplacian = plus(laplacian, rule.curvature(saved[1], given))
     pushed = None
     if keep:
         saved, tangents = meet(record, i, tangents, shapes)
@@ -149,7 +149,7 @@ def _through_fallback(record: Record, i: int, slots: tuple, tangents: tuple, lap
         pushed = saved.jvp(tangents, True)
         total = saved.curvature(tangents)
     if any(part is not None for part in laplacians):
-        total = _sum(total, saved.jvp(laplacians, False))
+        total = plus(total, saved.jvp(laplacians, False))
     return Carried(pushed, total)
 
 
@@ -158,7 +158,8 @@ def _zeros(shape: tuple, tangents: tuple) -> Tensor:
     return given.new_zeros((len(given), *shape))
 
 
-def _sum(a: Any, b: Any) -> Any:
+def plus(a: Any, b: Any) -> Any:
+    """a + b, None for zero; part by part where they are tuples."""
     if a is None or b is None:
         return b if a is None else a
-    return a + b if isinstance(a, Tensor) else tuple(_sum(p, q) for p, q in zip(a, b, strict=True))
+    return a + b if isinstance(a, Tensor) else tuple(plus(p, q) for p, q in zip(a, b, strict=True))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import fisherkernels as fk
 
@@ -87,6 +88,17 @@ def test_sliced_draws_signs():
     many = torch.stack([fk.sliced_hyvarinen_score(net, x, 1000).detach() for _ in range(3)]).mean(0)
     exact = fk.hyvarinen_score(net, x)
     assert (many - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_one_slice_costs_three_forward_passes():
+    """The value, a tangent, and the score pulled back."""
+    net, x = network(False), torch.randn(6, 5, dtype=torch.float64)
+    flops = []
+    for call in (net, lambda x: fk.sliced_hyvarinen_score(net, x)):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            call(x)
+        flops.append(counter.get_total_flops())
+    assert flops[1] <= 3 * flops[0]
 
 
 def test_bad_arguments_are_named():

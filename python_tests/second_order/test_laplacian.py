@@ -161,6 +161,35 @@ def test_wide_inputs_cost_no_more_than_the_first_layer():
     assert counter.get_total_flops() < 2 * forward + sweep
 
 
+def test_groups_of_tangents_cost_no_further_products():
+    net = nn.Sequential(nn.Linear(9, 8), nn.Tanh(), nn.Linear(8, 8), nn.SiLU(), nn.Linear(8, 1))
+    flops = []
+    for budget in (1, 2**30):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            fk.laplacian(net, torch.randn(4, 9), jacobian=False, memory_budget=budget)
+        flops.append(counter.get_total_flops())
+    assert flops[0] == flops[1]
+
+
+def test_groups_with_a_curved_tuple():
+    class Halves(nn.Module):
+        def forward(self, x):
+            return torch.tanh(x).chunk(2, dim=1) if x.sum() > -torch.inf else x
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.halves = Halves()
+
+        def forward(self, x):
+            return self.halves(x)[0] * self.halves(x)[1]
+
+    x = torch.randn(3, 4, dtype=torch.float64)
+    expected = fk.laplacian(Net(), x).laplacian
+    close(expected, laplacian_by_functorch(Net(), x), 1e-11, "all together")
+    close(fk.laplacian(Net(), x, memory_budget=1).laplacian, expected, 1e-12, "one by one")
+
+
 def test_hutchinson():
     net, x, twin, y = pair(lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)), (3, 4))
     expected = laplacian_by_functorch(twin, y)
