@@ -53,11 +53,13 @@ def laplacian(
     the layers together: :math:`t_k' = J t_k`, :math:`L' = J L + \sum_k D^2 f[t_k, t_k]`, by the rules of
     :func:`fk.linearize`. Everything is differentiable once, by parameters and x.
 
-    **Cost.** The products of n + 1 forward passes; of min(n, h) + 1 where x enters a Linear layer of h units, as only
-    :math:`\sum_k t_k t_k^T = W W^T` counts and h tangents can have that sum. A Jacobian of few outputs comes from m
-    vector-Jacobian products beside. Piecewise linear activations have no second order. Where all tangents together
-    would pass ``memory_budget`` they go in groups, whose graph is made again in backward (with layers that have no
-    rule it is kept).
+    **Cost.** The products of n + 1 forward passes; of min(n, h) + 1 where x enters Linear layers of h units together,
+    as only :math:`\sum_k t_k t_k^T = W W^T` counts and h tangents can have that sum. Branches whose tangents meet in
+    no second derivative each have their own number: ``net(x) - 0.5 * x.square().sum(1)`` costs what ``net`` does. A
+    Jacobian of few outputs comes from m vector-Jacobian products beside; of one output, its product gives the
+    Laplacian from what the layers add to it. Piecewise linear activations have no second order. Where all tangents
+    together would pass ``memory_budget`` they go in groups, whose graph is made again in backward (with layers that
+    have no rule it is kept).
 
     Args:
         net: any module from one tensor to one tensor [N, ...]; layers without a rule (``fk.linearize(net, x).rules``)
