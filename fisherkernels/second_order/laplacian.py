@@ -16,6 +16,7 @@ from fisherkernels.linearize.jacobian import require_memory_budget, require_per_
 from fisherkernels.linearize.walk import value_size, vector_size
 from fisherkernels.second_order.directions import tangents_of_input
 from fisherkernels.second_order.first_tangents import compressed, first_linear
+from fisherkernels.second_order.mlp import MLP, laplacian_of, mlp_of
 from fisherkernels.second_order.sweep import Carried, sweep
 
 ESTIMATORS = ("exact", "hutchinson")
@@ -101,11 +102,39 @@ def laplacian(
     if noise is not None and estimator == "exact":
         raise ValueError("noise: expected None with estimator='exact'")
     with torch.autocast(x.device.type, enabled=False):
-        lin = linearize(net, x, batch_statistics=batch_statistics)
-        require_per_sample_value(lin)
-        require_uncoupled(lin)
+        mlp = mlp_of(net, x) if batch_statistics in ("batch", "frozen") else None
+        lin = None if mlp is not None else _linearized(net, x, batch_statistics)
         stack = tangents_of_input(x, weights, directions, estimator, num_samples, noise)
+        if mlp is not None:
+            result = _mlp_laplacian(net, mlp, x, stack, jacobian, memory_budget)
+            if result is not None:
+                return result
+            lin = _linearized(net, x, batch_statistics)
         return _laplacian(lin, x, stack, jacobian, memory_budget)
+
+
+def _linearized(net: nn.Module, x: Tensor, batch_statistics: str) -> Linearization:
+    lin = linearize(net, x, batch_statistics=batch_statistics)
+    require_per_sample_value(lin)
+    require_uncoupled(lin)
+    return lin
+
+
+def _mlp_laplacian(
+    net: nn.Module, mlp: MLP, x: Tensor, stack: Tensor | None, jacobian: bool, memory_budget: float
+) -> LaplacianOutput | None:
+    tangents = _behind_first_layer(mlp.weights[0], stack)
+    pushes = jacobian and stack is None and len(tangents) == x.shape[1]  # else they are not the Jacobian's columns
+    result = laplacian_of(mlp, x, tangents, pushes, memory_budget)
+    if result is None:
+        return None
+    value, total, pushed = result
+    if pushes:
+        return LaplacianOutput(value, pushed.mT, total)
+    if not jacobian:
+        return LaplacianOutput(value, None, total)
+    lin = linearize(net, x)
+    return LaplacianOutput(lin.value, lin.jacobian(memory_budget=memory_budget), total)
 
 
 def _laplacian(
@@ -141,11 +170,16 @@ def _first_tangents(lin: Linearization, x: Tensor, stack: Tensor | None) -> tupl
         if stack is None:
             stack = torch.eye(n, dtype=x.dtype, device=x.device).view(n, 1, *x.shape[1:])
         return 0, stack
-    index, weight = first  # [h, n]
+    index, weight = first
+    return index, _behind_first_layer(weight, stack)
+
+
+def _behind_first_layer(weight: Tensor, stack: Tensor | None) -> Tensor:
+    """Tangents [K, 1 or N, h] of W x, W [h, n]."""
     if stack is None:
-        return index, compressed(weight.t()).unsqueeze(1)
-    tangents = F.linear(stack.flatten(2), weight)  # [K, 1 or N, h]
-    return index, compressed(tangents.squeeze(1)).unsqueeze(1) if tangents.shape[1] == 1 else tangents
+        return compressed(weight.t()).unsqueeze(1)
+    tangents = F.linear(stack.flatten(2), weight)
+    return compressed(tangents.squeeze(1)).unsqueeze(1) if tangents.shape[1] == 1 else tangents
 
 
 def _in_groups(lin: Linearization, start: int, tangents: Tensor, output: int, size: int) -> Tensor | None:
