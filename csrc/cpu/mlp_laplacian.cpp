@@ -29,7 +29,7 @@ struct Activate {
   T* after;            // [samples, rows, stride], forward
   const T* gradient;   // by `after`, backward
   T* to_before;        // [samples, K + 2, stride], backward
-  int64_t stride, stack;
+  int64_t columns, stride, stack;
   int64_t rows;        // of `after`: 2, without the tangents, or K + 2
 };
 
@@ -59,16 +59,24 @@ FK_INLINE void activate_columns(const Activate<T>& a, int64_t sample, int64_t co
   }
   Derivatives<V> d;
   derivatives_of(d, a.kind, x);
-  load_vector(laplacian, before + a.stride);
-  const bool tangents = a.rows > 2;
-  for (int64_t k = 2; k < a.stack + 2; ++k) {
-    V t;
-    load_vector(t, before + k * a.stride);
-    squares += t * t;
-    if (tangents) store_vector(after + k * a.stride, d.slope * t);
+  const int64_t stride = a.stride, end = (a.stack + 2) * stride;
+  load_vector(laplacian, before + stride);
+  if (a.rows > 2) {
+    for (int64_t at = 2 * stride; at < end; at += stride) {
+      V t;
+      load_vector(t, before + at);
+      squares += t * t;
+      store_vector(after + at, d.slope * t);
+    }
+  } else {
+    for (int64_t at = 2 * stride; at < end; at += stride) {
+      V t;
+      load_vector(t, before + at);
+      squares += t * t;
+    }
   }
   store_vector(after, d.value);
-  store_vector(after + a.stride, d.slope * laplacian + d.curvature * squares);
+  store_vector(after + stride, d.slope * laplacian + d.curvature * squares);
 }
 
 template <typename T, int kBytes>
@@ -86,22 +94,23 @@ FK_INLINE void pull_columns(const Activate<T>& a, int64_t sample, int64_t column
   derivatives_of(d, a.kind, x);
   by_slope = by_laplacian * laplacian;
   const V by_tangent = T(2) * d.curvature * by_laplacian;
+  const int64_t stride = a.stride, end = (a.stack + 2) * stride;
   const bool tangents = a.rows > 2;
-  for (int64_t k = 2; k < a.stack + 2; ++k) {
+  for (int64_t at = 2 * stride; at < end; at += stride) {
     V t, to_t;
-    load_vector(t, before + k * a.stride);
+    load_vector(t, before + at);
     squares += t * t;
     to_t = by_tangent * t;
     if (tangents) {
       V g;
-      load_vector(g, gradient + k * a.stride);
+      load_vector(g, gradient + at);
       by_slope += g * t;
       to_t += d.slope * g;
     }
-    store_vector(to + k * a.stride, to_t);
+    store_vector(to + at, to_t);
   }
   store_vector(to, d.slope * by_value + d.curvature * by_slope + d.third * (by_laplacian * squares));
-  store_vector(to + a.stride, d.slope * by_laplacian);
+  store_vector(to + stride, d.slope * by_laplacian);
 }
 
 template <int kBytes, typename T>
@@ -109,8 +118,8 @@ FK_INLINE void activate_of(const Activate<T>& a, int64_t begin, int64_t end) {
   constexpr int64_t kLanes = kBytes / sizeof(T);
   for (int64_t sample = begin; sample < end; ++sample) {
     int64_t j = 0;
-    for (; j + kLanes <= a.stride; j += kLanes) activate_columns<T, kBytes>(a, sample, j);
-    for (; j < a.stride; j += 4) activate_columns<T, 4 * sizeof(T)>(a, sample, j);
+    for (; j + kLanes <= a.columns; j += kLanes) activate_columns<T, kBytes>(a, sample, j);
+    for (; j < a.columns; j += 4) activate_columns<T, 4 * sizeof(T)>(a, sample, j);
   }
 }
 
@@ -119,8 +128,8 @@ FK_INLINE void pull_of(const Activate<T>& a, int64_t begin, int64_t end) {
   constexpr int64_t kLanes = kBytes / sizeof(T);
   for (int64_t sample = begin; sample < end; ++sample) {
     int64_t j = 0;
-    for (; j + kLanes <= a.stride; j += kLanes) pull_columns<T, kBytes>(a, sample, j);
-    for (; j < a.stride; j += 4) pull_columns<T, 4 * sizeof(T)>(a, sample, j);
+    for (; j + kLanes <= a.columns; j += kLanes) pull_columns<T, kBytes>(a, sample, j);
+    for (; j < a.columns; j += 4) pull_columns<T, 4 * sizeof(T)>(a, sample, j);
   }
 }
 
@@ -129,16 +138,21 @@ FK_WIDTHS(activate, Activate<double>)
 FK_WIDTHS(pull, Activate<float>)
 FK_WIDTHS(pull, Activate<double>)
 
-constexpr int64_t kBlockElements = 48 * 1024;  // of a layer's rows, in one of the buffers of a block
-constexpr int64_t kBlockRows = 96;             // at least: weights larger than the caches are read once a block
-constexpr int64_t kChunkRows = 1024;           // at least, of a chunk with its own sums of weights' gradients
+// Elements between rows as wide as n: rows that started in the same few sets of a cache would displace each other.
+int64_t row_stride(int64_t n) {
+  const int64_t columns = padded_columns(n);
+  return columns % 64 == 0 ? columns + 16 : columns;
+}
+
+constexpr int64_t kBlockRows = 192;   // at least: the weights' gradients are read and written once a block
+constexpr int64_t kChunkRows = 1024;  // at least, of a chunk with its own sums of weights' gradients
 
 template <typename T>
 struct Layer {
   Activation kind;
   const T* weight;  // [outputs, units]
   int64_t units, outputs;
-  int64_t stride, out_stride;  // both padded
+  int64_t stride, out_stride;  // of rows before and behind it
   std::vector<T> bias;         // [out_stride] or empty
   std::vector<T> packed;       // weightᵀ in panels, forward; weight, backward
   int64_t hidden;              // where the rows before its activation start, but for the first layer's
@@ -177,8 +191,8 @@ Network<T> network_of(const Tensor& first, const Tensor& tangents, const std::ve
     layer.weight = pointer<T>(weights[l]);
     layer.outputs = weights[l].size(0);
     layer.units = weights[l].size(1);
-    layer.stride = padded_columns(layer.units);
-    layer.out_stride = padded_columns(layer.outputs);
+    layer.stride = row_stride(layer.units);
+    layer.out_stride = row_stride(layer.outputs);
     if (biases[l].numel() > 0) {
       layer.bias.assign(layer.out_stride, T(0));
       std::copy_n(pointer<T>(biases[l]), layer.outputs, layer.bias.data());
@@ -193,9 +207,7 @@ Network<T> network_of(const Tensor& first, const Tensor& tangents, const std::ve
     net.widest = std::max({net.widest, layer.stride, layer.out_stride});
     net.layers.push_back(std::move(layer));
   }
-  const int64_t elements = net.rows() * net.widest;
-  const int64_t least = (kBlockRows + net.rows() - 1) / net.rows();
-  net.block = std::max<int64_t>(1, std::min(net.samples, std::max(least, kBlockElements / elements)));
+  net.block = std::max<int64_t>(1, std::min(net.samples, (kBlockRows + net.rows() - 1) / net.rows()));
   if (net.shared) net.gradients += net.stack * net.layers[0].stride;
   return net;
 }
@@ -236,8 +248,9 @@ void gather_first(const Network<T>& net, int64_t first, int64_t last, T* to) {
 
 template <typename T>
 void multiply_rows(const T* left, int64_t left_stride, const std::vector<T>& packed, T* out, int64_t out_stride,
-                   int64_t rows, int64_t inner) {
-  multiply(Product<T>{left, left_stride, 1, packed.data(), 0, out, out_stride, rows, inner, out_stride, false}, 0, 1);
+                   int64_t rows, int64_t inner, int64_t columns) {
+  columns = padded_columns(columns);
+  multiply(Product<T>{left, left_stride, 1, packed.data(), 0, out, out_stride, rows, inner, columns, false}, 0, 1);
 }
 
 // The rows before every activation but the first of samples first..last, from those before the first; where(l) is
@@ -252,10 +265,12 @@ void forward_block(const Network<T>& net, int64_t first, int64_t last, T* before
     const T* bias = l > 0 && !net.layers[l - 1].bias.empty() ? net.layers[l - 1].bias.data() : nullptr;
     if (ends && to == nullptr && bias == nullptr) return;
     const int64_t rows = net.rows_after(l);
-    activate(Activate<T>{layer.kind, before, bias, after, nullptr, nullptr, layer.stride, net.stack, rows}, 0, n);
+    const int64_t columns = padded_columns(layer.units);
+    activate(Activate<T>{layer.kind, before, bias, after, nullptr, nullptr, columns, layer.stride, net.stack, rows},
+             0, n);
     if (ends && to == nullptr) return;
     T* next = ends ? to : where(l + 1);
-    multiply_rows(after, layer.stride, layer.packed, next, layer.out_stride, n * rows, layer.units);
+    multiply_rows(after, layer.stride, layer.packed, next, layer.out_stride, n * rows, layer.units, layer.outputs);
     before = next;
   }
 }
@@ -336,7 +351,7 @@ void gather_gradients(const Network<T>& net, int64_t first, int64_t last, const 
 template <typename T>
 void add_to_weight(const Layer<T>& layer, const T* gradient, const T* after, int64_t samples, int64_t rows, T* sums) {
   multiply(Product<T>{gradient, 1, layer.out_stride, after, layer.stride, sums + layer.to_weight, layer.stride,
-                      layer.outputs, samples * rows, layer.stride, true},
+                      layer.outputs, samples * rows, padded_columns(layer.units), true},
            0, 1);
   T* to_bias = sums + layer.to_bias;
   for (int64_t n = 0; n < samples; ++n) {
@@ -389,13 +404,14 @@ void backward_chunk(const Network<T>& net, const Network<T>* forward, const T* h
     for (size_t l = net.layers.size(); l-- > 0;) {
       const Layer<T>& layer = net.layers[l];
       const int64_t rows = net.rows_after(l);
-      Activate<T> step{layer.kind, before(l), nullptr,    after,    by_after,
-                       by_before,  layer.stride, net.stack, rows};
+      const Activate<T> step{layer.kind, before(l), nullptr, after, by_after, by_before, padded_columns(layer.units),
+                             layer.stride, net.stack, rows};
       if (g.of_weights) {
         activate(step, 0, n);
         add_to_weight(layer, by_before, after, n, rows, sums);
       }
-      multiply_rows(by_before, layer.out_stride, layer.packed, by_after, layer.stride, n * rows, layer.outputs);
+      multiply_rows(by_before, layer.out_stride, layer.packed, by_after, layer.stride, n * rows, layer.outputs,
+                    layer.units);
       pull(step, 0, n);
     }
     scatter_first(net, first, last, by_before, g, sums);

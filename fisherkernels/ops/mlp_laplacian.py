@@ -130,7 +130,8 @@ def _after(before: Tensor, kind: int) -> Tensor:
 def _forward(first, tangents, weights, biases, activations, keep_tangents, keep_hidden):
     rows = _before_activations(first, tangents, weights, biases, activations)
     output = rows[-1]
-    hidden = [F.pad(part, (0, -part.shape[2] % 4)).flatten() for part in rows[1:-1]] if keep_hidden else []
+    hidden = [F.pad(part, (0, _stride(part.shape[2]) - part.shape[2])).flatten() for part in rows[1:-1]]
+    hidden = hidden if keep_hidden else []
     none = first.new_empty(0)
     value, laplacian = output[:, 0].contiguous(), output[:, 1].contiguous()
     pushed = output[:, 2:].contiguous() if keep_tangents else none
@@ -177,8 +178,14 @@ def _pulled(before: Tensor, kind: int, grad: Tensor) -> Tensor:
     return torch.cat([value[:, None], (slope * by_laplacian)[:, None], pulled], 1)
 
 
+def _stride(width: int) -> int:
+    """Elements between the native kernel's rows."""
+    padded = (width + 3) // 4 * 4
+    return padded + 16 if padded % 64 == 0 else padded
+
+
 def _hidden_size(first, tangents, weights) -> int:
-    return sum(len(first) * (len(tangents) + 2) * ((len(weight) + 3) // 4 * 4) for weight in weights[:-1])
+    return sum(len(first) * (len(tangents) + 2) * _stride(len(weight)) for weight in weights[:-1])
 
 
 def _forward_fake(first, tangents, weights, biases, activations, keep_tangents, keep_hidden):
