@@ -8,7 +8,9 @@ namespace fisherkernels {
 // Rows of matrices have strides that are multiples of this many elements, and numbers up to there.
 constexpr int64_t kColumnMultiple = 4;
 
-inline int64_t padded_columns(int64_t n) { return (n + kColumnMultiple - 1) / kColumnMultiple * kColumnMultiple; }
+inline int64_t padded_columns(int64_t n) {
+  return (n + kColumnMultiple - 1) / kColumnMultiple * kColumnMultiple;
+}
 
 // out [rows, columns] = (or +=) left [rows, inner] right [inner, columns]; columns padded. left[r][i] is at
 // left + r * left_row + i * left_step. right is packed into panels (Packing), or has rows right_step apart.
@@ -24,14 +26,15 @@ struct Product {
   bool add;
 };
 
-// A panel is as many columns as a block of sums has; the last ones are narrower. With 32 vector registers 8 x 3 sums
-// leave room for the factors, with 16 it is 4 x 3; no fewer than 8 sums keep two units for products busy.
+// A panel is as many columns as a block of sums has; the last ones are narrower. With 32 vector registers 8 x
+// 3 sums leave room for the factors, with 16 it is 4 x 3; no fewer than 8 sums keep two units for products
+// busy.
 constexpr int64_t kPanelVectors = 3;
 template <int kBytes, int kVectors>
 constexpr int kBlockHeight = kBytes == 64 || kVectors == 1 ? 8 : 4;
 
-// Rows of a panel that are worked on together, to stay in the first-level cache: of one packed, and of one whose rows
-// are parts of several cache lines each.
+// Rows of a panel that are worked on together, to stay in the first-level cache: of one packed, and of one
+// whose rows are parts of several cache lines each.
 constexpr int64_t kInnerPacked = 256, kInnerApart = 96;
 
 // Of the next panel, `left` columns before the end.
@@ -54,7 +57,8 @@ FK_INLINE void multiply_block(const Product<T>& p, const Panel<T>& panel, int64_
   using V = Vector<T, kBytes>;
   constexpr int64_t kLanes = kBytes / sizeof(T);
   const int64_t left_row = p.left_row, left_step = p.left_step, step = panel.step;
-  const T *left = p.left + row * left_row + panel.begin * left_step, *right = panel.right + panel.begin * step;
+  const T *left = p.left + row * left_row + panel.begin * left_step,
+          *right = panel.right + panel.begin * step;
   T* out = p.out + row * p.out_stride + column;
   V sum[kRows][kVectors];
 #pragma GCC unroll 8
@@ -125,7 +129,8 @@ FK_INLINE void multiply_of(const Product<T>& p, int64_t, int64_t) {
   }
 }
 
-// The panels of a matrix [inner, columns], columns padded with zeros, one after the other, each [inner, width].
+// The panels of a matrix [inner, columns], columns padded with zeros, one after the other, each [inner,
+// width].
 template <typename T>
 struct Packing {
   T* to;

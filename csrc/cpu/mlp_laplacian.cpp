@@ -1,11 +1,11 @@
-// mlp_laplacian on CPU. Floor: the FLOPs of (K + 2) N rows through every layer, three times that with the backward
-// pass; the rows of the hidden layers are written once and read once where they are kept, and never leave the caches
-// where they are not.
+// mlp_laplacian on CPU. Floor: the FLOPs of (K + 2) N rows through every layer, three times that with the
+// backward pass; the rows of the hidden layers are written once and read once where they are kept, and never
+// leave the caches where they are not.
 //
-// A block of samples goes through all layers before the next one starts. A sample has K + 2 rows side by side: value,
-// Laplacian, tangents. One product a layer takes them all, and they are still in the second-level cache when the
-// activation comes to them. Backward goes through a block's layers the same way, from the last to the first, with the
-// activations computed anew.
+// A block of samples goes through all layers before the next one starts. A sample has K + 2 rows side by
+// side: value, Laplacian, tangents. One product a layer takes them all, and they are still in the
+// second-level cache when the activation comes to them. Backward goes through a block's layers the same way,
+// from the last to the first, with the activations computed anew.
 #include "cpu/buffers.h"
 #include "cpu/matmul.h"
 #include "cpu/scratch.h"
@@ -24,13 +24,13 @@ FK_WIDTHS(pack, Packing<double>)
 template <typename T>
 struct Activate {
   Activation kind;
-  T* before;           // its value gets the bias
-  const T* bias;       // [stride] or null
-  T* after;            // [samples, rows, stride], forward
-  const T* gradient;   // by `after`, backward
-  T* to_before;        // [samples, K + 2, stride], backward
+  T* before;          // its value gets the bias
+  const T* bias;      // [stride] or null
+  T* after;           // [samples, rows, stride], forward
+  const T* gradient;  // by `after`, backward
+  T* to_before;       // [samples, K + 2, stride], backward
   int64_t columns, stride, stack;
-  int64_t rows;        // of `after`: 2, without the tangents, or K + 2
+  int64_t rows;  // of `after`: 2, without the tangents, or K + 2
 };
 
 template <typename V>
@@ -80,7 +80,7 @@ FK_INLINE void activate_columns(const Activate<T>& a, int64_t sample, int64_t co
 }
 
 template <typename T, int kBytes>
-FK_INLINE void pull_columns(const Activate<T>& a, int64_t sample, int64_t column) {
+FK_INLINE void activate_backward_columns(const Activate<T>& a, int64_t sample, int64_t column) {
   using V = Vector<T, kBytes>;
   const T* before = a.before + sample * (a.stack + 2) * a.stride + column;
   const T* gradient = a.gradient + sample * a.rows * a.stride + column;
@@ -124,21 +124,22 @@ FK_INLINE void activate_of(const Activate<T>& a, int64_t begin, int64_t end) {
 }
 
 template <int kBytes, typename T>
-FK_INLINE void pull_of(const Activate<T>& a, int64_t begin, int64_t end) {
+FK_INLINE void activate_backward_of(const Activate<T>& a, int64_t begin, int64_t end) {
   constexpr int64_t kLanes = kBytes / sizeof(T);
   for (int64_t sample = begin; sample < end; ++sample) {
     int64_t j = 0;
-    for (; j + kLanes <= a.columns; j += kLanes) pull_columns<T, kBytes>(a, sample, j);
-    for (; j < a.columns; j += 4) pull_columns<T, 4 * sizeof(T)>(a, sample, j);
+    for (; j + kLanes <= a.columns; j += kLanes) activate_backward_columns<T, kBytes>(a, sample, j);
+    for (; j < a.columns; j += 4) activate_backward_columns<T, 4 * sizeof(T)>(a, sample, j);
   }
 }
 
 FK_WIDTHS(activate, Activate<float>)
 FK_WIDTHS(activate, Activate<double>)
-FK_WIDTHS(pull, Activate<float>)
-FK_WIDTHS(pull, Activate<double>)
+FK_WIDTHS(activate_backward, Activate<float>)
+FK_WIDTHS(activate_backward, Activate<double>)
 
-// Elements between rows as wide as n: rows that started in the same few sets of a cache would displace each other.
+// Elements between rows as wide as n: rows that started in the same few sets of a cache would displace each
+// other.
 int64_t row_stride(int64_t n) {
   const int64_t columns = padded_columns(n);
   return columns % 64 == 0 ? columns + 16 : columns;
@@ -166,8 +167,8 @@ struct Network {
   const T* tangents;  // [K, 1 or N, the same]
   bool shared, keep_tangents;
   int64_t samples, stack, widest, block;
-  int64_t hidden;      // elements that the hidden layers' rows have
-  int64_t gradients;   // elements of a chunk's gradients: weights, biases, shared tangents
+  int64_t hidden;     // elements that the hidden layers' rows have
+  int64_t gradients;  // elements of a chunk's gradients: weights, biases, shared tangents
 
   int64_t rows() const { return stack + 2; }
   int64_t rows_after(size_t l) const { return keep_tangents || l + 1 < layers.size() ? rows() : 2; }
@@ -218,14 +219,16 @@ void pack_layer(Layer<T>& layer, bool backward) {
   const int64_t inner = backward ? layer.outputs : layer.units;
   const int64_t columns = backward ? layer.units : layer.outputs;
   layer.packed.resize(inner * padded_columns(columns));
-  const Packing<T> packing{layer.packed.data(), layer.weight, backward ? layer.units : 1, backward ? 1 : layer.units,
-                           inner, columns};
+  const Packing<T> packing{layer.packed.data(),        layer.weight, backward ? layer.units : 1,
+                           backward ? 1 : layer.units, inner,        columns};
   for_rows(columns, inner, [&](int64_t begin, int64_t end) { pack(packing, begin, end); });
 }
 
-// `n` rows as wide as `stride`, `step` apart, from rows of `columns` elements, `by_row` apart; null for zeros.
+// `n` rows as wide as `stride`, `step` apart, from rows of `columns` elements, `by_row` apart; null for
+// zeros.
 template <typename T>
-void spread_rows(T* to, int64_t step, const T* from, int64_t by_row, int64_t n, int64_t columns, int64_t stride) {
+void spread_rows(T* to, int64_t step, const T* from, int64_t by_row, int64_t n, int64_t columns,
+                 int64_t stride) {
   for (int64_t i = 0; i < n; ++i, to += step) {
     if (from) std::copy_n(from + i * by_row, columns, to);
     std::fill(to + (from ? columns : 0), to + stride, T(0));
@@ -247,16 +250,18 @@ void gather_first(const Network<T>& net, int64_t first, int64_t last, T* to) {
 }
 
 template <typename T>
-void multiply_rows(const T* left, int64_t left_stride, const std::vector<T>& packed, T* out, int64_t out_stride,
-                   int64_t rows, int64_t inner, int64_t columns) {
+void multiply_rows(const T* left, int64_t left_stride, const std::vector<T>& packed, T* out,
+                   int64_t out_stride, int64_t rows, int64_t inner, int64_t columns) {
   columns = padded_columns(columns);
-  multiply(Product<T>{left, left_stride, 1, packed.data(), 0, out, out_stride, rows, inner, columns, false}, 0, 1);
+  multiply(Product<T>{left, left_stride, 1, packed.data(), 0, out, out_stride, rows, inner, columns, false},
+           0, 1);
 }
 
-// The rows before every activation but the first of samples first..last, from those before the first; where(l) is
-// where layer l's go. With `to` the rows of the output too.
+// The rows before every activation but the first of samples first..last, from those before the first;
+// where(l) is where layer l's go. With `to` the rows of the output too.
 template <typename T, typename Where>
-void forward_block(const Network<T>& net, int64_t first, int64_t last, T* before, T* after, const Where& where, T* to) {
+void forward_block(const Network<T>& net, int64_t first, int64_t last, T* before, T* after,
+                   const Where& where, T* to) {
   const int64_t n = last - first;
   gather_first(net, first, last, before);
   for (size_t l = 0; l < net.layers.size(); ++l) {
@@ -266,11 +271,13 @@ void forward_block(const Network<T>& net, int64_t first, int64_t last, T* before
     if (ends && to == nullptr && bias == nullptr) return;
     const int64_t rows = net.rows_after(l);
     const int64_t columns = padded_columns(layer.units);
-    activate(Activate<T>{layer.kind, before, bias, after, nullptr, nullptr, columns, layer.stride, net.stack, rows},
+    activate(Activate<T>{layer.kind, before, bias, after, nullptr, nullptr, columns, layer.stride, net.stack,
+                         rows},
              0, n);
     if (ends && to == nullptr) return;
     T* next = ends ? to : where(l + 1);
-    multiply_rows(after, layer.stride, layer.packed, next, layer.out_stride, n * rows, layer.units, layer.outputs);
+    multiply_rows(after, layer.stride, layer.packed, next, layer.out_stride, n * rows, layer.units,
+                  layer.outputs);
     before = next;
   }
 }
@@ -291,7 +298,8 @@ void scatter(const Network<T>& net, int64_t first, int64_t last, const T* from, 
       results.laplacian[n * outputs + j] = from[layer.out_stride + j];
     }
     for (int64_t k = 0; k + 2 < rows; ++k) {
-      std::copy_n(from + (k + 2) * layer.out_stride, outputs, results.tangents + (n * net.stack + k) * outputs);
+      std::copy_n(from + (k + 2) * layer.out_stride, outputs,
+                  results.tangents + (n * net.stack + k) * outputs);
     }
   }
 }
@@ -339,19 +347,21 @@ void gather_gradients(const Network<T>& net, int64_t first, int64_t last, const 
   const int64_t step = rows * layer.out_stride, n = last - first;
   auto from = [&](const T* all, int64_t by_sample) { return all ? all + first * by_sample : nullptr; };
   spread_rows(to, step, from(given.value, outputs), outputs, n, outputs, layer.out_stride);
-  spread_rows(to + layer.out_stride, step, from(given.laplacian, outputs), outputs, n, outputs, layer.out_stride);
+  spread_rows(to + layer.out_stride, step, from(given.laplacian, outputs), outputs, n, outputs,
+              layer.out_stride);
   for (int64_t k = 0; k + 2 < rows; ++k) {
     const T* tangent = from(given.tangents, net.stack * outputs);
-    spread_rows(to + (k + 2) * layer.out_stride, step, tangent ? tangent + k * outputs : nullptr, net.stack * outputs,
-                n, outputs, layer.out_stride);
+    spread_rows(to + (k + 2) * layer.out_stride, step, tangent ? tangent + k * outputs : nullptr,
+                net.stack * outputs, n, outputs, layer.out_stride);
   }
 }
 
 // A chunk's sums += what a block adds to the gradients of a layer's weight and bias.
 template <typename T>
-void add_to_weight(const Layer<T>& layer, const T* gradient, const T* after, int64_t samples, int64_t rows, T* sums) {
-  multiply(Product<T>{gradient, 1, layer.out_stride, after, layer.stride, sums + layer.to_weight, layer.stride,
-                      layer.outputs, samples * rows, padded_columns(layer.units), true},
+void add_to_weight(const Layer<T>& layer, const T* gradient, const T* after, int64_t samples, int64_t rows,
+                   T* sums) {
+  multiply(Product<T>{gradient, 1, layer.out_stride, after, layer.stride, sums + layer.to_weight,
+                      layer.stride, layer.outputs, samples * rows, padded_columns(layer.units), true},
            0, 1);
   T* to_bias = sums + layer.to_bias;
   for (int64_t n = 0; n < samples; ++n) {
@@ -362,7 +372,8 @@ void add_to_weight(const Layer<T>& layer, const T* gradient, const T* after, int
 
 // The gradients before the first activation: out, or added to a chunk's sums.
 template <typename T>
-void scatter_first(const Network<T>& net, int64_t first, int64_t last, const T* from, const Gradients<T>& g, T* sums) {
+void scatter_first(const Network<T>& net, int64_t first, int64_t last, const T* from, const Gradients<T>& g,
+                   T* sums) {
   const Layer<T>& layer = net.layers[0];
   T* shared = sums + net.gradients - net.stack * layer.stride;
   for (int64_t n = first; n < last; ++n, from += net.rows() * layer.stride) {
@@ -385,7 +396,8 @@ void backward_chunk(const Network<T>& net, const Network<T>* forward, const T* h
   const int64_t buffer = net.buffer();
   const int64_t kept = forward ? net.hidden / std::max<int64_t>(1, net.samples) * net.block : 0;
   const Scratch<T> memory(4 * buffer + kept);
-  T *start = memory.data(), *after = start + buffer, *by_after = after + buffer, *by_before = by_after + buffer;
+  T *start = memory.data(), *after = start + buffer, *by_after = after + buffer,
+    *by_before = by_after + buffer;
   T* again = by_before + buffer;
   for (int64_t first = begin; first < end; first += net.block) {
     const int64_t last = std::min(first + net.block, end), n = last - first;
@@ -404,15 +416,16 @@ void backward_chunk(const Network<T>& net, const Network<T>* forward, const T* h
     for (size_t l = net.layers.size(); l-- > 0;) {
       const Layer<T>& layer = net.layers[l];
       const int64_t rows = net.rows_after(l);
-      const Activate<T> step{layer.kind, before(l), nullptr, after, by_after, by_before, padded_columns(layer.units),
-                             layer.stride, net.stack, rows};
+      const Activate<T> step{
+          layer.kind,   before(l), nullptr, after, by_after, by_before, padded_columns(layer.units),
+          layer.stride, net.stack, rows};
       if (g.of_weights) {
         activate(step, 0, n);
         add_to_weight(layer, by_before, after, n, rows, sums);
       }
-      multiply_rows(by_before, layer.out_stride, layer.packed, by_after, layer.stride, n * rows, layer.outputs,
-                    layer.units);
-      pull(step, 0, n);
+      multiply_rows(by_before, layer.out_stride, layer.packed, by_after, layer.stride, n * rows,
+                    layer.outputs, layer.units);
+      activate_backward(step, 0, n);
     }
     scatter_first(net, first, last, by_before, g, sums);
   }
@@ -460,8 +473,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_laplacian(const Tensor& first_in,
     using T = decltype(element);
     Network<T> net = network_of<T>(first, tangents, weights, biases, activations, keep_tangents);
     if (keep_hidden) hidden = new_output(first, Sizes(&net.hidden, 1));
-    forward_all(net, keep_hidden ? output_pointer<T>(hidden) : nullptr,
-                Results<T>{output_pointer<T>(value), output_pointer<T>(laplacian), output_pointer<T>(new_tangents)});
+    forward_all(
+        net, keep_hidden ? output_pointer<T>(hidden) : nullptr,
+        Results<T>{output_pointer<T>(value), output_pointer<T>(laplacian), output_pointer<T>(new_tangents)});
   });
   return {value, laplacian, new_tangents, hidden};
 }
@@ -481,7 +495,8 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_laplaci
   const std::optional<Tensor> grad_value = as_contiguous(grad_value_in),
                               grad_laplacian = as_contiguous(grad_laplacian_in),
                               grad_tangents = as_contiguous(grad_tangents_in);
-  const Tensor to_first = new_output(first, first.sizes()), to_tangents = new_output(tangents, tangents.sizes());
+  const Tensor to_first = new_output(first, first.sizes()),
+               to_tangents = new_output(tangents, tangents.sizes());
   std::vector<Tensor> to_weights, to_biases;
   for (size_t l = 0; l < weights.size(); ++l) {
     to_weights.push_back(new_gradient(of_weights, weights[l], weights[l].sizes()));
@@ -491,8 +506,11 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_laplaci
     using T = decltype(element);
     Network<T> net = network_of<T>(first, tangents, weights, biases, activations, keep_tangents);
     const bool kept = hidden.numel() == net.hidden;
-    const Gradients<T> g{pointer<T>(grad_value), pointer<T>(grad_laplacian), pointer<T>(grad_tangents),
-                         output_pointer<T>(to_first), net.shared ? nullptr : output_pointer<T>(to_tangents),
+    const Gradients<T> g{pointer<T>(grad_value),
+                         pointer<T>(grad_laplacian),
+                         pointer<T>(grad_tangents),
+                         output_pointer<T>(to_first),
+                         net.shared ? nullptr : output_pointer<T>(to_tangents),
                          of_weights};
     const std::vector<T> sums = backward_all(net, kept ? pointer<T>(hidden) : nullptr, g);
     for (size_t l = 0; of_weights && l < weights.size(); ++l) {
@@ -505,8 +523,8 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_laplaci
     }
     const Layer<T>& layer = net.layers[0];
     if (net.shared) {
-      copy_rows(output_pointer<T>(to_tangents), sums.data() + net.gradients - net.stack * layer.stride, net.stack,
-                layer.units, layer.stride);
+      copy_rows(output_pointer<T>(to_tangents), sums.data() + net.gradients - net.stack * layer.stride,
+                net.stack, layer.units, layer.stride);
     }
   });
   return {to_first, to_tangents, to_weights, to_biases};

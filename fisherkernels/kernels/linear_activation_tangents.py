@@ -1,6 +1,5 @@
 """A stack of tangents and a Laplacian through a Linear layer and the activation behind it."""
 
-import functools
 import importlib.util
 
 import torch
@@ -10,6 +9,8 @@ from torch.nn import functional as F
 from fisherkernels.ops._autograd import below_autograd, call, needs_graph, single_backward
 from fisherkernels.ops._checks import check_full_precision, check_matrix, check_same_shape, check_tensor
 from fisherkernels.ops._library import define
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def linear_activation_tangents(
@@ -75,19 +76,16 @@ def linear_activation_tangents(
 
 
 def has_kernel(like: Tensor) -> bool:
-    """Whether there is a Triton kernel for tensors such as ``like``."""
-    if not like.is_cuda or like.dtype is not torch.float32 or not _has_triton():
-        return False
-    return torch.cuda.get_device_capability(like.device) >= (8, 0)
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    """Whether there is a Triton kernel for tensors such as ``like``, if their device has tensor cores for it."""
+    return _HAS_TRITON and like.is_cuda and like.dtype is torch.float32
 
 
 def _forward(tangents, laplacian, weight, slope, curvature, keep_tangents, keep_products):
-    if has_kernel(slope) and 0 not in (*tangents.shape, *slope.shape):
+    if (
+        has_kernel(slope)
+        and 0 not in (*tangents.shape, *slope.shape)
+        and torch.cuda.get_device_capability(slope.device) >= (8, 0)
+    ):
         from fisherkernels.kernels.linear_activation_tangents_triton import push_on_tensor_cores
 
         return push_on_tensor_cores(tangents, laplacian, weight, slope, curvature, keep_tangents, keep_products)
