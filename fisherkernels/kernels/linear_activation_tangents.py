@@ -63,15 +63,15 @@ def linear_activation_tangents(
     check_tensor(name, "tangents", tangents, slope)
     if tangents.dim() != 3 or tangents.shape[1:] != (rows, width):
         raise ValueError(
-            f"{name}: tangents must have shape [K, {rows}, {width}] beside slope and weight, "
-            f"got {list(tangents.shape)}"
+            f"{name}: tangents must have shape [K, {rows}, {width}] beside slope and weight, got {list(tangents.shape)}"
         )
     if laplacian is not None:
         check_tensor(name, "laplacian", laplacian, slope)
         if laplacian.shape != (rows, width):
             raise ValueError(f"{name}: laplacian must have shape [{rows}, {width}], got {list(laplacian.shape)}")
     op = torch.ops.fisherkernels.linear_activation_tangents.default
-    pushed, total, _, _ = call(op, _autograd, tangents, laplacian, weight, slope, curvature, keep_tangents, True)
+    args = (tangents, laplacian, weight, slope, curvature)
+    pushed, total, _, _ = call(op, _autograd, *args, keep_tangents, needs_graph(*args))
     return pushed if keep_tangents else None, total
 
 
@@ -162,7 +162,7 @@ def _autograd(tangents, laplacian, weight, slope, curvature, keep_tangents, keep
     if needs_graph(*args):
         return _LinearActivationTangents.apply(*args, keep_tangents)
     op = torch.ops.fisherkernels.linear_activation_tangents.default
-    return below_autograd(op, *args, keep_tangents, False)
+    return below_autograd(op, *args, keep_tangents, keep_products)
 
 
 define(

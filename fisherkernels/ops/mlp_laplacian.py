@@ -82,6 +82,7 @@ def mlp_laplacian(
     none = first.new_empty(0)
     given = [none if bias is None else bias for bias in biases]
     kinds = [ACTIVATIONS.index(activation) for activation in activations]
+    keep_hidden = keep_hidden and needs_graph(first, tangents, *weights, *given)
     op = torch.ops.fisherkernels.mlp_laplacian.default
     value, laplacian, pushed, _ = call(
         op, _autograd, first, tangents, list(weights), given, kinds, keep_tangents, keep_hidden
@@ -132,10 +133,8 @@ def _forward(first, tangents, weights, biases, activations, keep_tangents, keep_
     output = rows[-1]
     hidden = [F.pad(part, (0, _stride(part.shape[2]) - part.shape[2])).flatten() for part in rows[1:-1]]
     hidden = hidden if keep_hidden else []
-    none = first.new_empty(0)
-    value, laplacian = output[:, 0].contiguous(), output[:, 1].contiguous()
-    pushed = output[:, 2:].contiguous() if keep_tangents else none
-    return value, laplacian, pushed, torch.cat(hidden) if hidden else none
+    pushed = output[:, 2:].clone() if keep_tangents else first.new_empty(0)
+    return output[:, 0].clone(), output[:, 1].clone(), pushed, torch.cat(hidden) if hidden else first.new_empty(0)
 
 
 def _backward(
@@ -244,7 +243,7 @@ def _autograd(first, tangents, weights, biases, activations, keep_tangents, keep
     if needs_graph(*tensors):
         return _MlpLaplacian.apply(activations, keep_tangents, keep_hidden, *tensors)
     op = torch.ops.fisherkernels.mlp_laplacian.default
-    return below_autograd(op, first, tangents, weights, biases, activations, keep_tangents, False)
+    return below_autograd(op, first, tangents, weights, biases, activations, keep_tangents, keep_hidden)
 
 
 define(
