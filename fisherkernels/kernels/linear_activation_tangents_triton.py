@@ -71,40 +71,41 @@ def _push_kernel(
 
     The sum of squares over the tangents stays in registers; the Laplacian goes with the first share.
     """
-    sample = tl.program_id(0) * SAMPLES + tl.arange(0, SAMPLES)[:, None]
+    first_sample = (tl.program_id(0) * SAMPLES).to(tl.int64)
+    sample = tl.arange(0, SAMPLES)[:, None]
     output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
-    sample_valid = sample < samples
+    sample_valid = first_sample + sample < samples
     layer_valid = output[:, None] < outputs
     valid = sample_valid & (output[None, :] < outputs)
-    layer = weight + output[:, None].to(tl.int64) * stride_wm
-    at = sample.to(tl.int64) * outputs + output[None, :]  # [SAMPLES, OUTPUTS]
-    rows = tangents + sample.to(tl.int64) * stride_tn
-    steep = tl.load(slope + at, mask=valid, other=0.0)
-    plane = samples.to(tl.int64) * outputs
+    layer = weight + output[:, None] * stride_wm
+    at = sample * outputs + output[None, :]  # [SAMPLES, OUTPUTS], behind the block's first sample
+    origin = first_sample * outputs
 
-    first = tl.program_id(2) * share
+    first = tl.program_id(2).to(tl.int64) * share  # so that k, too, has 64 bits
     squares = tl.zeros((SAMPLES, OUTPUTS), tl.float32)
     for k in range(first, tl.minimum(first + share, stack)):
+        rows = tangents + k * stride_tk + first_sample * stride_tn
         product = _product(
-            rows + k.to(tl.int64) * stride_tk, layer, sample_valid, layer_valid, features, stride_th, stride_wh,
+            rows + sample * stride_tn, layer, sample_valid, layer_valid, features, stride_th, stride_wh,
             SAMPLES, OUTPUTS, FEATURES, EXACT,
         )  # fmt: skip
         squares += product * product
         if KEEP_PRODUCTS:
-            tl.store(products + (k * plane + at), product, mask=valid)
-        if KEEP_TANGENTS:
-            tl.store(new_tangents + (k * plane + at), steep * product, mask=valid)
-    total = tl.load(curvature + at, mask=valid, other=0.0) * squares
+            tl.store(products + k * samples * outputs + origin + at, product, mask=valid)
+        if KEEP_TANGENTS:  # the slope is in a cache: registers are scarcer
+            steep = tl.load(slope + origin + at, mask=valid, other=0.0)
+            tl.store(new_tangents + k * samples * outputs + origin + at, steep * product, mask=valid)
+    total = tl.load(curvature + origin + at, mask=valid, other=0.0) * squares
     if LAPLACIAN:
         if first == 0:
             product = _product(
-                laplacian + sample.to(tl.int64) * stride_ln, layer, sample_valid, layer_valid, features, stride_lh,
-                stride_wh, SAMPLES, OUTPUTS, FEATURES, EXACT,
+                laplacian + first_sample * stride_ln + sample * stride_ln, layer, sample_valid, layer_valid, features,
+                stride_lh, stride_wh, SAMPLES, OUTPUTS, FEATURES, EXACT,
             )  # fmt: skip
-            total += steep * product
+            total += tl.load(slope + origin + at, mask=valid, other=0.0) * product
             if KEEP_PRODUCTS:
-                tl.store(through + at, product, mask=valid)
-    tl.store(new_laplacian + (tl.program_id(2) * plane + at), total, mask=valid)
+                tl.store(through + origin + at, product, mask=valid)
+    tl.store(new_laplacian + tl.program_id(2).to(tl.int64) * samples * outputs + origin + at, total, mask=valid)
 
 
 def push_on_tensor_cores(tangents, laplacian, weight, slope, curvature, keep_tangents, keep_products):
@@ -154,6 +155,6 @@ def push_in_shares(
         stack, samples, features, outputs, share,
         *tangents.stride(), *(laplacian.stride() if lifts else (0, 0)), *weight.stride(),
         LAPLACIAN=lifts, KEEP_TANGENTS=keep_tangents, KEEP_PRODUCTS=keep_products,
-        SAMPLES=64, OUTPUTS=64, FEATURES=32, EXACT=exact, num_warps=4, num_stages=3,
+        SAMPLES=64, OUTPUTS=64, FEATURES=32, EXACT=exact, num_warps=4 if exact else 8, num_stages=3,
     )  # fmt: skip
     return new_tangents, parts[0] if shares == 1 else parts.sum(0), products, through
