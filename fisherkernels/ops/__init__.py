@@ -14,6 +14,7 @@ from fisherkernels.ops.gaussian_information import gaussian_information
 from fisherkernels.ops.gaussian_score import gaussian_score
 from fisherkernels.ops.half_squared_norm import half_squared_norm
 from fisherkernels.ops.metric_solve import metric_solve
+from fisherkernels.ops.mlp_laplacian import mlp_laplacian
 from fisherkernels.ops.posterior_residual import posterior_residual
 from fisherkernels.ops.relu_metric_factor import relu_metric_factor
 from fisherkernels.ops.score_moments import score_moments
@@ -33,6 +34,7 @@ __all__ = [
     "half_squared_norm",
     "load_libraries",
     "metric_solve",
+    "mlp_laplacian",
     "posterior_residual",
     "relu_metric_factor",
     "score_moments",

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fisherkernels.checks import check_choice, check_count
@@ -14,12 +15,14 @@ from fisherkernels.linearize import Linearization, linearize
 from fisherkernels.linearize.jacobian import require_memory_budget, require_per_sample_value, require_uncoupled
 from fisherkernels.linearize.walk import value_size, vector_size
 from fisherkernels.second_order.directions import tangents_of_input
-from fisherkernels.second_order.first_tangents import classes_of_entries, count_of, first_tangents
+from fisherkernels.second_order.first_tangents import classes_of_entries, compressed, count_of, first_tangents
+from fisherkernels.second_order.mlp import MLP, laplacian_of, mlp_of
 from fisherkernels.second_order.pulled import can_pull, pulled
 from fisherkernels.second_order.sweep import NOTHING, plus, sweep
 
 ESTIMATORS = ("exact", "hutchinson")
 _PULL = 8  # tangents per output, from which on the Jacobian is made of cotangents
+_FEW = 16  # tangents, below which two more passes for the Jacobian outweigh what the operator for MLPs saves
 
 
 class LaplacianOutput(NamedTuple):
@@ -103,11 +106,41 @@ def laplacian(
     if noise is not None and estimator == "exact":
         raise ValueError("noise: expected None with estimator='exact'")
     with torch.autocast(x.device.type, enabled=False):
-        lin = linearize(net, x, batch_statistics=batch_statistics)
-        require_per_sample_value(lin)
-        require_uncoupled(lin)
+        mlp = mlp_of(net, x) if batch_statistics in ("batch", "frozen") else None
+        lin = None if mlp is not None else _linearized(net, x, batch_statistics)
         stack = tangents_of_input(x, weights, directions, estimator, num_samples, noise)
+        if mlp is not None:
+            result = _mlp_laplacian(net, mlp, x, stack, jacobian, memory_budget)
+            if result is not None:
+                return result
+            lin = _linearized(net, x, batch_statistics)
         return _laplacian(lin, x, stack, jacobian, memory_budget)
+
+
+def _linearized(net: nn.Module, x: Tensor, batch_statistics: str) -> Linearization:
+    lin = linearize(net, x, batch_statistics=batch_statistics)
+    require_per_sample_value(lin)
+    require_uncoupled(lin)
+    return lin
+
+
+def _mlp_laplacian(
+    net: nn.Module, mlp: MLP, x: Tensor, stack: Tensor | None, jacobian: bool, memory_budget: float
+) -> LaplacianOutput | None:
+    tangents = _behind_first_layer(mlp.weights[0], stack)
+    pushes = jacobian and stack is None and len(tangents) == x.shape[1]  # else they are not the Jacobian's columns
+    if jacobian and not pushes and len(tangents) < _FEW and len(mlp.weights[-1]) == 1:
+        return None
+    result = laplacian_of(mlp, x, tangents, pushes, memory_budget)
+    if result is None:
+        return None
+    value, total, pushed = result
+    if pushes:
+        return LaplacianOutput(value, pushed.mT, total)
+    if not jacobian:
+        return LaplacianOutput(value, None, total)
+    lin = linearize(net, x)
+    return LaplacianOutput(lin.value, lin.jacobian(memory_budget=memory_budget), total)
 
 
 def _laplacian(
@@ -139,6 +172,14 @@ def _laplacian(
         return LaplacianOutput(lin.value, lin.jacobian(memory_budget=memory_budget), total)
     stacked = carried.tangents.expand(n, *lin.value.shape).reshape(n, len(x), outputs)
     return LaplacianOutput(lin.value, stacked.permute(1, 2, 0), total)
+
+
+def _behind_first_layer(weight: Tensor, stack: Tensor | None) -> Tensor:
+    """Tangents [K, 1 or N, h] of W x, W [h, n]."""
+    if stack is None:
+        return compressed(weight.t()).unsqueeze(1)
+    tangents = F.linear(stack.flatten(2), weight)
+    return compressed(tangents.squeeze(1)).unsqueeze(1) if tangents.shape[1] == 1 else tangents
 
 
 def _bends(lin: Linearization, classes: list[dict[int, Tensor]], output: int, size: int) -> dict[int, Any]:

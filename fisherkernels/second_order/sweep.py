@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from fisherkernels import ops
+from fisherkernels.kernels.linear_activation_tangents import has_kernel, linear_activation_tangents
 from fisherkernels.linearize.rules import RULES
 from fisherkernels.linearize.rules.base import ElementwiseRule
 from fisherkernels.linearize.walk import Record, expanded, meet
@@ -59,6 +60,9 @@ def sweep(
         if i + 1 in starts or i + 1 not in used:
             continue
         if any(operand != NOTHING for operand in operands):
+            if _goes_with_activation(record, i, operands[0].tangents, output):
+                carried[i + 2] = _through_pair(record, i, operands[0], i + 2 in wanted)
+                continue
             carried[i + 1] = _through(record, i, slots, operands, i + 1 in wanted)
         if bends is not None:
             carried[i + 1] = _bent(carried.get(i + 1, NOTHING), i + 1, bends, collect)
@@ -138,6 +142,26 @@ def _through_activation(
     matrices = (None if part is None else part.reshape(rows, columns) for part in (laplacian, slope, curvature))
     pushed, total = ops.activation_tangents(t.reshape(count, batch, columns), *matrices, keep_tangents=keep)
     return Carried(pushed.view(count, *slope.shape) if keep else None, total.view(slope.shape))
+
+
+def _goes_with_activation(record: Record, i: int, t: Any, output: int) -> bool:
+    """Whether step i is a Linear layer whose value goes into the activation behind it alone, with a kernel for both."""
+    step = record.steps[i]
+    if step.rule != "linear" or i + 1 >= output or not isinstance(t, Tensor) or not has_kernel(t):
+        return False
+    rule = RULES.get(record.steps[i + 1].rule)
+    users = sum(i + 1 in later.slots for later in record.steps[:output])
+    shape = record.shapes[i + 1]
+    return isinstance(rule, ElementwiseRule) and users == 1 and i + 1 in record.steps[i + 1].slots and (
+        len(shape) == 2 and t.dim() == 3 and t.shape[1] == shape[0]
+    )  # fmt: skip
+
+
+def _through_pair(record: Record, i: int, operand: Carried, keep: bool) -> Carried:
+    (weight,), saved = record.saved[i][1], record.saved[i + 1][1]
+    slope, curvature = RULES[record.steps[i + 1].rule].slopes(saved)
+    pushed, total = linear_activation_tangents(*operand, weight, slope, curvature, keep_tangents=keep)
+    return Carried(pushed, total)
 
 
 def _through_fallback(record: Record, i: int, slots: tuple, tangents: tuple, laplacians: tuple) -> Carried:

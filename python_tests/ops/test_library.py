@@ -13,12 +13,15 @@ import torch
 from fisherkernels import ops
 
 ONLY_FULL_PRECISION = [
+    "activate",
+    "activate_backward",
     "activation_tangents_items",
     "activation_tangents_backward_items",
     "cg_update_rows",
     "factor_solve_samples",
     "metric_solve_chunks",
     "metric_solve_samples",
+    "multiply",
     "multiply_rows",
 ]
 KERNELS = [
