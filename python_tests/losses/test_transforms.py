@@ -99,6 +99,20 @@ def test_every_transform_gives_what_backward_gives(case, name):
     torch.testing.assert_close(change, sum((expected[key] * along[key]).sum() for key in along))
 
 
+@pytest.mark.parametrize("name", ["fisher_ae", "m2"])
+def test_a_compiled_transform(case, name):
+    model, x, latent, data = case
+    model.encoder[1] = nn.SiLU()  # has a rule
+    parameters = {key: p.detach() for key, p in model.named_parameters()}
+
+    def loss(parameters):
+        return functional_call(model, parameters, (name, x, latent, data))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(grad(loss), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(parameters), grad(loss)(parameters))
+
+
 def test_the_metric(case):
     model, x, latent, _ = case
     z = latent[0]
