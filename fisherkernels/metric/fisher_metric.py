@@ -240,8 +240,9 @@ class FisherMetric:
                 rhs = op.pull(fixed) + latent if rhs is None else rhs
             info = solve_info(method, rhs, op.matvec(offset), solution) if return_info else None
         if transformed is None:
-            transformed = self._attach(offset, latent, weighted, method, tol, max_iter, gradient)
-        offset = transformed
+            offset = self._attach(offset, latent, weighted, method, tol, max_iter, gradient)
+        else:
+            offset = transformed
         z = self.mean + (torch.cat([offset, -offset]) if mirrored else offset)
         return (z, info) if return_info else z
 

@@ -25,9 +25,9 @@ def call(op, autograd: Callable, *args):
 
     Inside torch.func's transforms (grad, vmap, jvp, ...) its twin, made of operations that they all know.
     """
-    if torch.compiler.is_compiling():
-        return op(*args)
-    return twin(op)(*args) if inside_transform() else autograd(*args)
+    if inside_transform():
+        return twin(op)(*args)
+    return op(*args) if torch.compiler.is_compiling() else autograd(*args)
 
 
 def below_autograd(op, *args):

@@ -132,3 +132,18 @@ def test_networks_export_after_training(inputs):
     for network, given in ((model.encoder, x), (model.decoder, latent[0])):
         program = torch.export.export(network, (given,), dynamic_shapes=dynamic)
         torch.testing.assert_close(program.module()(given[:4]), network(given[:4]))
+
+
+def test_a_loss_exports(inputs):
+    model, (x, latent, _) = Model(), inputs
+
+    class Loss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x, latent):
+            return fisher_ae(self.model, x, latent, None).loss
+
+    program = torch.export.export(Loss(), (x, latent))
+    torch.testing.assert_close(program.module()(x, latent), Loss()(x, latent))

@@ -99,6 +99,87 @@ def test_every_transform_gives_what_backward_gives(case, name):
     torch.testing.assert_close(change, sum((expected[key] * along[key]).sum() for key in along))
 
 
+@pytest.mark.parametrize("name", ["fisher_ae", "m2"])
+def test_a_compiled_transform(case, name):
+    model, x, latent, data = case
+    model.encoder[1] = nn.SiLU()  # has a rule
+    parameters = {key: p.detach() for key, p in model.named_parameters()}
+
+    def loss(parameters):
+        return functional_call(model, parameters, (name, x, latent, data))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(grad(loss), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(parameters), grad(loss)(parameters))
+
+
+def convolutional(norm):
+    """Encoder and decoder of x [N, 1, 8, 8]."""
+    encoder = nn.Sequential(
+        nn.Conv2d(1, 4, 3, 2, 1), norm(4), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(64, 2 * WIDTH)
+    )
+    decoder = nn.Sequential(
+        nn.Linear(WIDTH, 64),
+        nn.LayerNorm(64),
+        nn.Unflatten(1, (4, 4, 4)),
+        nn.ConvTranspose2d(4, 4, 3, 1, 1),
+        norm(4),
+        nn.Softplus(),
+        nn.ConvTranspose2d(4, 1, 4, 2, 1),
+    )
+    return nn.ModuleDict({"encoder": encoder, "decoder": decoder}).double()
+
+
+class Loss(nn.Module):
+    def __init__(self, networks):
+        super().__init__()
+        self.networks = networks
+
+    def forward(self, x, noise):
+        return fk.fisher_ae_loss(self.networks["encoder"], self.networks["decoder"], x, noise=noise).loss
+
+
+NORMS = {
+    "group": (lambda channels: nn.GroupNorm(2, channels), True),
+    "batch": (lambda channels: nn.BatchNorm2d(channels, track_running_stats=False), True),
+    "batch, eval": (nn.BatchNorm2d, False),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_normalised_networks(name):
+    torch.manual_seed(0)
+    norm, training = NORMS[name]
+    model = Loss(convolutional(norm)).train(training)
+    x, noise = torch.rand(N, 1, 8, 8).double(), torch.randn(N, WIDTH).double()
+    parameters = {key: p.detach() for key, p in model.named_parameters()}
+    model(x, noise).backward()
+    expected = {key: p.grad for key, p in model.named_parameters()}
+
+    def loss(parameters):
+        return functional_call(model, parameters, (x, noise))
+
+    torch.testing.assert_close(grad(loss)(parameters), expected)
+    along = {key: torch.randn_like(part) for key, part in parameters.items()}
+    change = sum((expected[key] * along[key]).sum() for key in along)
+    torch.testing.assert_close(jvp(loss, (parameters,), (along,))[1], change)
+    if name != "batch":  # that couples the samples
+
+        def of_one(parameters, x, noise):
+            return functional_call(model, parameters, (x[None], noise[None]))
+
+        per_sample = vmap(grad(of_one), (None, 0, 0))(parameters, x, noise)
+        torch.testing.assert_close({key: part.mean(0) for key, part in per_sample.items()}, expected)
+
+
+def test_running_statistics_are_refused_by_torch():
+    model = Loss(convolutional(nn.BatchNorm2d))
+    parameters = {key: p.detach() for key, p in model.named_parameters()}
+    x, noise = torch.rand(N, 1, 8, 8).double(), torch.randn(N, WIDTH).double()
+    with pytest.raises(RuntimeError, match="would mutate a captured Tensor"):
+        grad(lambda p: functional_call(model, p, (x, noise)))(parameters)
+
+
 def test_the_metric(case):
     model, x, latent, _ = case
     z = latent[0]

@@ -68,3 +68,13 @@ def test_the_score_matching_config_trains_and_is_measured(celeba, nets, pytestco
         assert f"test/{name}" in printed
     saved = (tmp_path / "runs" / "score_matching_celeba" / "config.yaml").read_text()
     assert ("ResNet18Encoder" in saved) is bool(nets) and "image_size: 32" in saved
+
+
+@pytest.mark.parametrize("name", ["fisher_ae_celeba", "vae_celeba"])
+def test_the_papers_nets_train(celeba, name, pytestconfig, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = str(pytestconfig.rootpath / "configs" / f"{name}.yaml")
+    options = ["--data.root", str(celeba), "--data.batch_size", "2", "--trainer.max_steps", "1"]
+    options += ["--trainer.limit_val_batches", "1", "--trainer.accelerator", "cpu"]
+    assert cli.main(["fit", "--config", config, *options, "--trainer.enable_progress_bar", "false"]) == 0
+    assert (tmp_path / "runs" / name / "checkpoints" / "last.ckpt").is_file()

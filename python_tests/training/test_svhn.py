@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from fisherkernels import cli
 from fisherkernels.training import SVHNDataModule
 
 
@@ -57,3 +58,16 @@ def test_mistakes_are_named(svhn, tmp_path):
         SVHNDataModule(str(svhn), val_size=10).setup()
     with pytest.raises(FileNotFoundError, match="SVHN is not under root='.*nowhere': .*train_32x32.mat is missing"):
         SVHNDataModule(str(tmp_path / "nowhere")).setup()
+
+
+def test_the_config_trains_and_is_measured(svhn, pytestconfig, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = str(pytestconfig.rootpath / "configs" / "fisher_shannon_svhn.yaml")
+    options = ["--data.root", str(svhn), "--data.batch_size", "2", "--data.val_size", "5", "--model.latent_dim", "3"]
+    options += ["--model.encoder.hidden", "[8]", "--model.decoder.hidden", "[8]"]
+    options += ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    assert cli.main(["fit", "--config", config, *options, "--trainer.max_steps", "3"]) == 0
+    assert cli.main(["test", "--config", config, *options]) == 0
+    printed = capsys.readouterr().out
+    for name in ("negative_elbo", "mse", "mmd", "fisher_information", "information_z"):
+        assert f"test/{name}" in printed

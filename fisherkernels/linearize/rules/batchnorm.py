@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fisherkernels.transforms import inside_transform
+
 from .base import Layer, SymmetricRule
 
 
@@ -69,6 +71,8 @@ class BatchNorm(SymmetricRule):
     @staticmethod
     def _couple(saved, t: Tensor) -> Tensor:
         input, weight, mean, rstd, eps = saved
+        if inside_transform():
+            return product_in_operations(t, input, weight, rstd)
         return BatchStatisticsProduct.apply(t, input, weight, mean, rstd, eps)
 
 
@@ -78,6 +82,18 @@ def _backward(t: Tensor, input: Tensor, weight, mean: Tensor, rstd: Tensor, eps:
         t, input, weight, None, None, mean, rstd, True, eps, [True, True, True]
     )
     return product, scaled, plain
+
+
+def product_in_operations(t: Tensor, input: Tensor, weight: Tensor | None, rstd: Tensor) -> Tensor:
+    """What BatchStatisticsProduct gives, in operations that the transforms of torch.func know, to any order."""
+    dims = input.dim()
+    over = [d for d in range(dims) if d != 1]
+    centred = input - input.mean(over, keepdim=True)
+    variance = centred.square().mean(over, keepdim=True)
+    r = (_per_channel(rstd.detach(), dims) ** -2 + variance - variance.detach()).rsqrt()  # 1/sqrt(variance + eps)
+    u = centred * r
+    product = r * (t - t.mean(over, keepdim=True) - u * (u * t).mean(over, keepdim=True))
+    return product if weight is None else product * _per_channel(weight, dims)
 
 
 class BatchStatisticsProduct(torch.autograd.Function):

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fisherkernels.transforms import inside_transform
+
 from .base import Layer, Rule, lead
 
 
@@ -79,7 +81,8 @@ class GroupNorm(Rule):
     def _product(saved, t: Tensor, stacked: bool, transpose: bool) -> Tensor:
         input, weight, mean, rstd, input_type, value_type = saved
         stack = t.to(input.dtype).reshape(*(lead(t, stacked) or (1,)), *input.shape)  # [K, N, C, S]
-        product = GroupNormProduct.apply(stack, input, weight, mean, rstd, transpose)
+        apply = product_in_operations if inside_transform() else GroupNormProduct.apply
+        product = apply(stack, input, weight, mean, rstd, transpose)
         return product.reshape(t.shape).to(input_type if transpose else value_type)
 
 
@@ -95,6 +98,20 @@ def _differentiable_rstd(centred: Tensor, rstd: Tensor) -> Tensor:
     variance = centred.square().mean(-1, keepdim=True)
     r = rstd.unsqueeze(-1)
     return r - 0.5 * r**3 * (variance - variance.detach())
+
+
+def product_in_operations(t, input, weight, mean, rstd, transpose: bool) -> Tensor:
+    """What GroupNormProduct gives, in operations that the transforms of torch.func know, to any order."""
+    x = input.reshape(len(input), rstd.shape[1], -1)  # [N, G, n]
+    centred = x - x.mean(-1, keepdim=True)
+    variance = centred.square().mean(-1, keepdim=True)
+    r = (rstd.unsqueeze(-1) ** -2 + variance - variance.detach()).rsqrt()  # 1/sqrt(variance + eps)
+    u = centred * r
+    weight = None if weight is None else weight.unsqueeze(1)  # [C, 1]
+    s = (t * weight if weight is not None and transpose else t).reshape(len(t), *x.shape)
+    product = r * (s - s.mean(-1, keepdim=True) - u * (u * s).mean(-1, keepdim=True))
+    product = product.reshape(t.shape)
+    return product if weight is None or transpose else product * weight
 
 
 class GroupNormProduct(torch.autograd.Function):
