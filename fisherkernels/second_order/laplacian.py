@@ -62,7 +62,8 @@ def laplacian(
     Jacobian of few outputs comes from m vector-Jacobian products beside; of one output, its product gives the
     Laplacian from what the layers add to it. Piecewise linear activations have no second order. Where all tangents
     together would pass ``memory_budget`` they go in groups, whose graph is made again in backward (with layers that
-    have no rule it is kept).
+    have no rule it is kept). Linear, tanh, sigmoid or SiLU, Linear, ... of x [N, n] on a CPU is one operator,
+    :func:`fk.ops.mlp_laplacian`, which makes its hidden layers again in backward where they would pass the budget.
 
     Args:
         net: any module from one tensor to one tensor [N, ...]; layers without a rule (``fk.linearize(net, x).rules``)
