@@ -16,6 +16,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fisherkernels.measures.callback import TestMeasures
 from fisherkernels.training import run_folder
@@ -162,6 +163,8 @@ def main(arguments: Sequence[str]) -> None:
         CommandLine(arguments)
     except argparse.ArgumentError as error:
         raise ValueError(_first_cause(str(error))) from error
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
     except RuntimeError as error:
         if "loading state_dict" not in str(error):
             raise

@@ -92,6 +92,7 @@ def test_mistakes_are_one_line(command, capsys):
     for config, option, value, words in (
         ("score_matching_rings", "data.name", "circles", "'rings', 'moons', 'spirals', 'star', 'gaussians', received"),
         ("score_matching_rings", "model.objective", "m4", "'m1', 'm2', 'm3'"),
+        ("score_matching_rings", "trainer.accumulate_grad_batches", "2", "not supported for manual optimization"),
     ):
         assert command("fit", config, f"--{option}", value) == 2
         message = capsys.readouterr().err
