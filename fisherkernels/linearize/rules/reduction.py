@@ -21,7 +21,7 @@ class Sum(Rule):
 
     def forward(self, input: Tensor, dim=None, keepdim: bool = False, dtype=None):
         dims = dimensions(dim, input.dim())
-        count = math.prod(input.shape[d] for d in dims) if self.mean else 1
+        count = math.prod([input.shape[d] for d in dims]) if self.mean else 1
         value = (torch.mean if self.mean else torch.sum)(input, dims, keepdim=keepdim) if dims else input
         return value, (tuple(input.shape), dims, keepdim, count)
 
