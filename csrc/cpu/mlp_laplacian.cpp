@@ -6,6 +6,8 @@
 // side: value, Laplacian, tangents. One product a layer takes them all, and they are still in the
 // second-level cache when the activation comes to them. Backward goes through a block's layers the same way,
 // from the last to the first, with the activations computed anew.
+#include <bit>
+
 #include "cpu/buffers.h"
 #include "cpu/matmul.h"
 #include "cpu/scratch.h"
@@ -146,7 +148,7 @@ int64_t row_stride(int64_t n) {
 }
 
 constexpr int64_t kBlockRows = 192;   // at least: the weights' gradients are read and written once a block
-constexpr int64_t kChunkRows = 1024;  // at least, of a chunk with its own sums of weights' gradients
+constexpr int64_t kChunkRows = 1024;  // about, of a chunk with its own sums of weights' gradients
 
 template <typename T>
 struct Layer {
@@ -440,7 +442,9 @@ std::vector<T> backward_all(Network<T>& net, const T* hidden, const Gradients<T>
     forward = net;
     for (Layer<T>& layer : forward.layers) pack_layer(layer, false);
   }
-  const int64_t chunks = std::max<int64_t>(1, std::min<int64_t>(64, net.samples * net.rows() / kChunkRows));
+  // A power of two, so that as many threads have equal shares; of the shape alone, so that the sums are too.
+  const int64_t fill = std::min<int64_t>(64, net.samples * net.rows() / kChunkRows);
+  const auto chunks = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(1, fill))));
   std::vector<T> sums(chunks * net.gradients);
   torch::stable::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
