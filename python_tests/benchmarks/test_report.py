@@ -92,7 +92,7 @@ def test_reported_results_need_fifteen_rounds():
 def test_missing_results_are_said():
     ops_alone = render([_result()])
     assert NOT_RUN in ops_alone
-    others = "steps and cycles and fisher_net and laplacian and measures."
+    others = "steps and cycles and fisher_net and laplacian and measures and svgd."
     assert f"CPU: no result is committed for {others}" in ops_alone
     assert f"CPU: no result is committed for ops and {others}" in render([])
 
