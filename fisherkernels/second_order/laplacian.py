@@ -128,10 +128,12 @@ def _linearized(net: nn.Module, x: Tensor, batch_statistics: str) -> Linearizati
 def _mlp_laplacian(
     net: nn.Module, mlp: MLP, x: Tensor, stack: Tensor | None, jacobian: bool, memory_budget: float
 ) -> LaplacianOutput | None:
-    tangents = _behind_first_layer(mlp.weights[0], stack)
-    pushes = jacobian and stack is None and len(tangents) == x.shape[1]  # else they are not the Jacobian's columns
-    if jacobian and not pushes and len(tangents) < _FEW and len(mlp.weights[-1]) == 1:
+    n, units = x.shape[1], len(mlp.weights[0])
+    pushes = jacobian and stack is None and n <= units  # else the tangents are not the Jacobian's columns
+    count = min(n, units) if stack is None else len(stack)
+    if jacobian and not pushes and count < _FEW and len(mlp.weights[-1]) == 1:
         return None
+    tangents = _behind_first_layer(mlp.weights[0], stack)
     result = laplacian_of(mlp, x, tangents, pushes, memory_budget)
     if result is None:
         return None
