@@ -18,28 +18,13 @@ HERE = Path(__file__).resolve()
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 needs_interpreter = pytest.mark.skipif(not interpreted, reason="needs TRITON_INTERPRET=1")
+pytestmark = [pytest.mark.usefixtures("tensor_cores")] if interpreted else []
 
 
 def triton_gram(tangents, weight, precision, slope=None, multiprocessors=1, tile=64):
     from fisherkernels.kernels.last_layer_gram_triton import gram_in_shares
 
     return gram_in_shares(tangents, weight, _scale(precision, slope), multiprocessors, tile)
-
-
-@pytest.fixture(autouse=interpreted)
-def tensor_cores(monkeypatch):
-    """The interpreter's dot sees of its factors what tensor cores see: 10 bits of mantissa."""
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    exact = InterpreterBuilder.create_dot
-
-    def truncated(handle):
-        return TensorHandle((handle.data.view("int32") & -0x2000).view("float32"), handle.dtype)
-
-    def dot(self, left, right, total, precision, *args):
-        return exact(self, truncated(left), truncated(right), total, precision, *args)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", dot)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -27,22 +27,6 @@ def device(request):
     return request.param
 
 
-@pytest.fixture
-def exact_dot(monkeypatch):
-    """The interpreter's dot sees of its factors what tensor cores see: 10 bits of mantissa."""
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    exact = InterpreterBuilder.create_dot
-
-    def truncated(handle):
-        return TensorHandle((handle.data.view("int32") & -0x2000).view("float32"), handle.dtype)
-
-    def dot(self, left, right, total, precision, *args):
-        return exact(self, truncated(left), truncated(right), total, precision, *args)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", dot)
-
-
 def arguments(stack, samples, features, outputs, *, laplacian=True, layout="contiguous", seed=0):
     """Float64 tangents, Laplacian, weight, slope, curvature."""
     random = torch.Generator().manual_seed(seed)
@@ -123,7 +107,7 @@ def test_triton(stack, samples, features, outputs, laplacian, layout, keep, mult
 
 
 @needs_interpreter
-def test_three_terms_have_the_accuracy_of_float32(exact_dot):
+def test_three_terms_have_the_accuracy_of_float32(tensor_cores):
     push(3, 70, 70, 70, True, "contiguous", True, 1, True, 3e-6)
     with pytest.raises(AssertionError, match="relative RMS error"):
         push(3, 70, 70, 70, True, "contiguous", True, 1, False, 1e-5)
