@@ -122,7 +122,7 @@ def median_distance(particles: torch.Tensor) -> torch.Tensor:
 
 
 def _ranked(values: torch.Tensor, ranks: list[int]) -> list[torch.Tensor]:
-    """The values of these ranks, counted from 0; numpy's selection is 20 times faster than kthvalue on CPUs."""
+    """The values of these ranks, counted from 0; numpy's selection is faster than kthvalue on CPUs."""
     if values.device.type != "cpu" or not ranks:
         return [values.kthvalue(rank + 1).values for rank in ranks]
     selected = torch.from_numpy(np.partition(values.numpy(), sorted(set(ranks))))
