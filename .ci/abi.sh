@@ -47,9 +47,7 @@ op_tests() { # ENVIRONMENT
 }
 
 say "wheel, built in isolation"
-"$python" -m build --sdist --no-isolation --outdir "$work/sdist" . >"$work/sdist.log" || { cat "$work/sdist.log"; exit 1; }
-"$python" -m pip wheel --quiet --no-deps --wheel-dir "$work/wheel" "$work"/sdist/*.tar.gz
-wheel=$(echo "$work"/wheel/*.whl)
+wheel=$(.ci/build_wheel.sh "$work/build")
 libraries=$("$python" -m zipfile --list "$wheel" | grep -E '\.so ')
 echo "$libraries"
 if command -v nvcc >/dev/null && [[ $libraries != *libfisherkernels_cuda* ]]; then

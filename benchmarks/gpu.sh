@@ -4,7 +4,8 @@
 # FISHERKERNELS_LIBRARY_DIR names libraries already built (CMake's build/.../lib); where it is unset, or they do not
 # load, they are built here for this GPU. FISHERKERNELS_BENCHMARK_DATA names a folder with MNIST/raw/ for the nets of the
 # fisher_net suite; without it they are trained on scikit-learn's digits. The laplacian suite runs with TF32 off and on.
-# Peers that do not import are left out; those written in JAX need one with CUDA (`jax[cuda13]`). PYTHON names an
+# Last, compute-sanitizer (memcheck, racecheck) runs every kernel's tests on a few examples each, where it is installed;
+# SANITIZE=0 leaves it out. Peers that do not import are left out; those written in JAX need one with CUDA (`jax[cuda13]`). PYTHON names an
 # interpreter with torch, pytest, hypothesis, cmake, pybind11.
 set -euo pipefail
 out=${1:?usage: benchmarks/gpu.sh OUT_DIR [ROUNDS]}
@@ -45,6 +46,12 @@ export XLA_PYTHON_CLIENT_PREALLOCATE=${XLA_PYTHON_CLIENT_PREALLOCATE:-false} # J
     "$python" -m benchmarks run --device cuda --rounds "$rounds" --out "$out"
     "$python" -m benchmarks run --device cuda --rounds "$rounds" --out "$out" --suite laplacian --tf32
 } 2>&1 | tee "$out/benchmarks.log"
+if [[ ${SANITIZE:-1} != 0 ]] && command -v compute-sanitizer >/dev/null; then
+    for tool in memcheck racecheck; do
+        compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" -m pytest python_tests/ops -m gpu -k native-cuda \
+            --hypothesis-profile few -p no:cacheprovider -q 2>&1 | tee "$out/$tool.log" || tests=$?
+    done
+fi
 if ((tests != 0)); then
     echo "benchmarks/gpu.sh: tests failed, see $out/tests.log; do not report the timings" >&2
 fi

@@ -35,6 +35,7 @@ EXTRAS = {  # module -> the extra that brings it
     "sklearn": "train",
     "torchmetrics": "train",
     "matplotlib": "train",
+    "tqdm": "train",
     "zuko": "flow",
     "nifty": "mkde",
     "ducc0": "mkde",
@@ -71,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[0] not in COMMANDS:
         return _fail(f"unknown command {arguments[0]!r}: expected one of {', '.join(COMMANDS)}")
     module, function = COMMANDS[arguments[0]][0].split(":")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())  # a config may name the user's own classes; last, so that nothing is shadowed
     try:
         return getattr(importlib.import_module(module), function)(arguments) or 0
     except ModuleNotFoundError as error:

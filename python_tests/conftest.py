@@ -23,6 +23,7 @@ _UNCHECKED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 _QUIET = dict(deadline=None, suppress_health_check=_UNCHECKED)
 settings.register_profile("default", max_examples=20, **_QUIET)
 settings.register_profile("ci", max_examples=20, derandomize=True, database=None, **_QUIET)
+settings.register_profile("few", max_examples=3, derandomize=True, database=None, **_QUIET)  # under slow tools
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 

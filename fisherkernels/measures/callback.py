@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 from fisherkernels.measures.deviations import draw_figure, write_table
 from fisherkernels.measures.likelihood import ROWS
 from fisherkernels.measures.suite import MeasureSuite
+from fisherkernels.training.batches import unpack
 
 
 class TestMeasures(pl.Callback):
@@ -47,7 +48,7 @@ class TestMeasures(pl.Callback):
         self._suite = MeasureSuite(pl_module, **self.options, seed=pl_module.seed).to(pl_module.device)
 
     def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._suite.update(pl_module, batch[0])
+        self._suite.update(pl_module, unpack(batch)[0])
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name, value in self._suite.compute().items():

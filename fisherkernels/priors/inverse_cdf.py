@@ -17,13 +17,15 @@ def sample_inverse_cdf(
     density linear between the cell's ends. The error of a draw is of third order in the cell's width, that of
     a probability negligible.
     """
+    source = coefficients.device if generator is None else generator.device
+    uniform = torch.rand(n, bounds.shape[0], dtype=torch.float64, device=source, generator=generator)
+    return quantiles(coefficients, bounds, uniform.to(coefficients.device))
+
+
+def quantiles(coefficients: torch.Tensor, bounds: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Where the distribution function of each row of coefficients [d, K], within bounds [d, 2], is uniform [n, d]."""
     device = coefficients.device
     bounds = bounds.to(device)
-    source = device if generator is None else generator.device
-    uniform = torch.rand(n, bounds.shape[0], dtype=torch.float64, device=source, generator=generator).to(
-        device
-    )
-
     low, width = bounds[:, :1], (bounds[:, 1:] - bounds[:, :1]) / CELLS  # [d, 1]
     edges = low + width * torch.arange(CELLS + 1, dtype=torch.float64, device=device)  # [d, cells + 1]
     nodes, weights = (torch.as_tensor(a, device=device) for a in ((NODES + 1) / 2, WEIGHTS / 2))

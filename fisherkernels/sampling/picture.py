@@ -13,10 +13,11 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from fisherkernels.report.figures import PRINT
-from fisherkernels.sampling.comparison import BASELINE, Comparison
+from fisherkernels.sampling.comparison import BASELINE, PRIOR, PRIOR_SVGD, Comparison
 
 GRID = 6  # images per row and column
 MAP_POINTS = 1000
+TITLES = {BASELINE: "N(0, I)", PRIOR: "learned prior", PRIOR_SVGD: "learned prior, SVGD"}
 
 
 def save_picture(comparison: Comparison, held_out_images: Tensor, path: str | Path) -> Path:
@@ -31,7 +32,7 @@ def save_picture(comparison: Comparison, held_out_images: Tensor, path: str | Pa
     grey = (means - centre) @ axes
     panels = [("held-out images", held_out_images, None)]
     for name, candidate in comparison.candidates.items():
-        title = "N(0, I)" if name == BASELINE else name
+        title = TITLES.get(name, name)
         title += f": {candidate.held_out.mean():.2f} nats" + (" (best)" if name == comparison.best else "")
         points = candidate.density.sample(min(len(grey), MAP_POINTS), torch.Generator().manual_seed(0)).double()
         panels.append((title, candidate.images, (points - centre) @ axes))

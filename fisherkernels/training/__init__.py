@@ -1,5 +1,6 @@
 """Lightning modules, data modules and run folders (needs ``pip install 'fisherkernels[train]'``)."""
 
+from fisherkernels.training.array import ArrayDataModule
 from fisherkernels.training.autoencoder import AutoEncoder
 from fisherkernels.training.batches import BatchLoader, ImageDataset
 from fisherkernels.training.binarized import BinarizedMNISTDataModule, ReversedMNISTDataModule
@@ -17,6 +18,7 @@ from fisherkernels.training.errors import NonFiniteLossError
 from fisherkernels.training.fisher_ae import FisherAE
 from fisherkernels.training.fisher_net import FisherNet
 from fisherkernels.training.fisher_shannon import FisherShannon
+from fisherkernels.training.image_folder import ImageFolderDataModule
 from fisherkernels.training.loggers import CSVMetrics, TensorBoardEvents
 from fisherkernels.training.mutual_ae import MutualAE
 from fisherkernels.training.predictions import PredictionWriter
@@ -29,6 +31,7 @@ from fisherkernels.training.wae_gan import WAEGAN
 __all__ = [
     "VAE",
     "WAEGAN",
+    "ArrayDataModule",
     "AtomicCheckpointIO",
     "AutoEncoder",
     "BatchLoader",
@@ -43,6 +46,7 @@ __all__ = [
     "FisherShannon",
     "ImageDataModule",
     "ImageDataset",
+    "ImageFolderDataModule",
     "InMemoryDataModule",
     "MNISTDataModule",
     "MutualAE",

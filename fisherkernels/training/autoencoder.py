@@ -14,6 +14,7 @@ from fisherkernels.checks import check_choice
 from fisherkernels.losses import LossOutput
 from fisherkernels.losses.elbo import LIKELIHOODS, negative_log_likelihood
 from fisherkernels.training import seeds
+from fisherkernels.training.batches import unpack
 from fisherkernels.training.errors import NonFiniteLossError
 
 Noise = Tensor | tuple[Tensor, ...]
@@ -109,6 +110,10 @@ class AutoEncoder(pl.LightningModule):
         """q(z|x), N Gaussians over d dimensions; None where the encoder gives points and not densities."""
         return None
 
+    def predictions(self, x: Tensor) -> dict[str, Tensor]:
+        """What ``fisherkernels predict`` writes of a batch: ``mean``, ``reconstruction`` and the posterior's spread."""
+        raise NotImplementedError
+
     def draw_latent(self, n: int, generator: torch.Generator | None) -> Tensor:
         """n latent vectors [n, d] from the prior, on the module's device."""
         return torch.randn(n, self.latent_dim, generator=generator).to(self.device)
@@ -162,21 +167,25 @@ class AutoEncoder(pl.LightningModule):
         torch.manual_seed(seeds.fold_seed(*self._stream(seeds.TRAIN, batch_idx), 1))
 
     def training_step(self, batch, batch_idx: int) -> Tensor:
-        loss, terms = self._step(batch[0], seeds.TRAIN, batch_idx)
+        loss, terms = self._step(unpack(batch)[0], seeds.TRAIN, batch_idx)
         self.log("train/loss", loss.detach(), prog_bar=True, logger=False)
         if self._is_logged(batch_idx):
             self._log_training_row(loss, terms, self.global_step)
         return loss
 
     def validation_step(self, batch, batch_idx: int) -> None:
-        self._evaluation_step("val", batch[0], seeds.VALIDATION, batch_idx)
+        self._evaluation_step("val", unpack(batch)[0], seeds.VALIDATION, batch_idx)
 
     def test_step(self, batch, batch_idx: int) -> None:
-        x = batch[0]
+        x = unpack(batch)[0]
         reconstruction = self._evaluation_step("test", x, seeds.TEST, batch_idx)
         bce = nn.functional.binary_cross_entropy(reconstruction.clamp(0, 1), x.clamp(0, 1))
         self.test_bce.update(bce, weight=len(x))
         self.test_range.update((x - 0.5).abs().max())
+
+    def predict_step(self, batch, batch_idx: int) -> dict[str, Tensor]:
+        x, labels = unpack(batch)
+        return self.predictions(x) | ({} if labels is None else {"label": labels})
 
     def on_test_epoch_end(self) -> None:
         if self.test_range.compute() <= 0.5:  # a Bernoulli's data

@@ -12,6 +12,21 @@ from fisherkernels.training import seeds
 Position = Callable[[], tuple[int, int]]
 
 
+def unpack(batch) -> tuple[Tensor, Tensor | None]:
+    """(x, labels) of a batch: x alone, or x first and labels, if there are any, second.
+
+    Raises TypeError for a batch of another form.
+    """
+    if isinstance(batch, Tensor):
+        return batch, None
+    if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Tensor):
+        return batch[0], batch[1] if len(batch) > 1 else None
+    received = f"a {type(batch).__name__}"
+    if isinstance(batch, dict):
+        received += f" of {', '.join(map(str, batch))}"
+    raise TypeError(f"batch: expected x [N, ...], or a tuple or list that starts with it, received {received}")
+
+
 class ImageDataset(Dataset):
     """Images [N, C, H, W] stored as integers 0..``max_value`` and read as float32 in [0, 1], with labels [N].
 
@@ -41,10 +56,10 @@ class ImageDataset(Dataset):
 
 
 class BatchLoader:
-    """Batches ``(x, labels)`` of a data set in memory, in an order that is a function of (seed, epoch).
+    """Batches of a data set in memory, tuples as its items are, in an order that is a function of (seed, epoch).
 
     Args:
-        dataset: with a length, and giving (x, labels) for a tensor of indices, as :class:`ImageDataset` does.
+        dataset: with a length, and giving (x, labels), or (x,), for a tensor of indices, as :class:`ImageDataset` does.
         batch_size: samples per batch and rank.
         shuffle: draw a new permutation each epoch; incomplete batches are then left out, so that every training batch
             has the same size on every rank. Without it: index order, the last batch may be short.
@@ -96,7 +111,7 @@ class BatchLoader:
             indices = torch.randperm(n, generator=seeds.generator(seeds.ORDER, self.seed, epoch))
         return indices[self.rank :: self.world_size]
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         if self._position is None:
             epoch, start = self._epoch, 0
             self._epoch += 1
@@ -104,10 +119,10 @@ class BatchLoader:
             epoch, start = self._position()
         order = self.order(epoch)
         for batch in range(start, len(self)):
-            x, labels = self.dataset[order[batch * self.batch_size : (batch + 1) * self.batch_size]]
+            x, *labels = self.dataset[order[batch * self.batch_size : (batch + 1) * self.batch_size]]
             if self.noise_std:
                 x = x + self.noise_std * self._noise(x, epoch, batch)
-            yield x, labels
+            yield x, *labels
 
     def _noise(self, x: Tensor, epoch: int, batch: int) -> Tensor:
         seed, epoch = (self.seed, epoch) if self.shuffle else (0, 0)

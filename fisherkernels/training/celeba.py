@@ -1,7 +1,6 @@
 """CelebA as a data module."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 
 from fisherkernels.training.batches import ImageDataset
 from fisherkernels.training.data import ImageDataModule
+from fisherkernels.training.decoding import decode_into, square
 
 SPLITS = ("train", "valid", "test")
 FACE = 148  # side of the square cut from the middle of the 178 x 218 images
@@ -70,10 +70,8 @@ class CelebADataModule(ImageDataModule):
 
     def _dataset(self, split: str, **kwargs):
         import torchvision
-        from torchvision.transforms import v2
 
-        size = [self.image_size, self.image_size]
-        transform = v2.Compose([v2.PILToTensor(), v2.CenterCrop(FACE), v2.Resize(size, antialias=True)])
+        transform = square(self.image_size, FACE)
         try:
             return torchvision.datasets.CelebA(self.root, split, transform=transform, **kwargs)
         except RuntimeError as error:
@@ -90,12 +88,6 @@ class CelebADataModule(ImageDataModule):
         temporary = path.with_suffix(".npy.tmp")
         shape = (len(dataset), 3, self.image_size, self.image_size)
         images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-
-        def write(index: int) -> None:
-            images[index] = dataset[index][0].numpy()
-
-        with ThreadPoolExecutor() as pool:  # JPEG decoding releases the interpreter
-            for _ in pool.map(write, range(len(dataset))):
-                pass
+        decode_into(images, lambda index: dataset[index][0])
         images.flush()
         os.replace(temporary, path)

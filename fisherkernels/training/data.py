@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from fisherkernels.training import splits
 from fisherkernels.training.batches import BatchLoader, ImageDataset
-
-SPLIT_SEED = 2021
 
 
 class InMemoryDataModule(pl.LightningDataModule):
@@ -85,9 +84,7 @@ class ImageDataModule(InMemoryDataModule):
 
 def _split(images: Tensor, labels: Tensor, max_value: int, *sizes: int) -> list[ImageDataset]:
     """Cuts a fixed random permutation into sets of the given sizes; the first takes the rest."""
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
-    parts = order.split([len(images) - sum(sizes), *sizes])
-    return [ImageDataset(images[part], labels[part], max_value) for part in parts]
+    return [ImageDataset(images[part], labels[part], max_value) for part in splits.split(len(images), *sizes)]
 
 
 class DigitsDataModule(ImageDataModule):

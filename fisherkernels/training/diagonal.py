@@ -37,10 +37,9 @@ class DiagonalAutoEncoder(AutoEncoder):
         mean, log_std = self.encode(x)
         return Independent(Normal(mean, log_std.exp(), validate_args=False), 1, validate_args=False)
 
-    def predict_step(self, batch, batch_idx: int) -> dict[str, Tensor]:
-        x, labels = batch
+    def predictions(self, x: Tensor) -> dict[str, Tensor]:
         mean, log_std = self.encode(x)
-        return {"mean": mean, "log_std": log_std, "reconstruction": self.decode(mean), "label": labels}
+        return {"mean": mean, "log_std": log_std, "reconstruction": self.decode(mean)}
 
     def _codes(self, name: str, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_std = self.encode(x)

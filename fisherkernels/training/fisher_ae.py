@@ -113,15 +113,15 @@ class FisherAE(DiagonalAutoEncoder):
         """
         if self.has_standard_normal_prior:
             return super().log_prior(z)
-        return self.prior.log_density(z) - self.prior.log_normalizer(self._interval())
+        return self.prior.log_density(z) - self.prior.log_normalizer(self.prior_interval())
 
     def prior_score(self, z: Tensor) -> Tensor:
         return self.prior.score(z)
 
     def draw_latent(self, n: int, generator: torch.Generator | None) -> Tensor:
-        return self.prior.sample(n, generator=generator, interval=self._interval()).to(self.device)
+        return self.prior.sample(n, generator=generator, interval=self.prior_interval()).to(self.device)
 
-    def _interval(self) -> Tensor | None:
+    def prior_interval(self) -> Tensor | None:
         """Outer ends [d, 2] of the prior's truncation; None leaves them to the prior."""
         if not (self.truncates_prior and torch.isfinite(self.code_range).all()):
             return None

@@ -24,7 +24,7 @@ class FisherNet(AutoEncoder):
         decoder: z [N, d] -> x's shape; any module that :func:`fk.linearize` takes.
         latent_dim, num_samples, variance, learn_variance, learning_rate, variance_learning_rate, betas, seed: see
             :class:`AutoEncoder`; the variance is the noise variance exp(xi).
-        dataset_size: p, the number of training images; None takes it from the data module.
+        dataset_size: p, the number of training images; None takes it from the data module or loader.
         logdet, mirrored, gradient, method, tol, max_iter, batch_statistics: see :func:`fk.fisher_net_loss`. Method
             "auto" goes by measured speed and may choose differently in another process: name the method where two runs
             must agree bit for bit.
@@ -81,10 +81,13 @@ class FisherNet(AutoEncoder):
 
     def setup(self, stage: str) -> None:
         if self.dataset_size is None:
-            data = self.trainer.datamodule
-            if getattr(data, "train_set", None) is None:
+            train_set = getattr(self.trainer.datamodule, "train_set", None)
+            if train_set is None and stage == "fit":
+                self.trainer.fit_loop.setup_data()
+                train_set = getattr(self.trainer.train_dataloader, "dataset", None)
+            if train_set is None:
                 raise ValueError("dataset_size: expected the number of training images where no data module has it")
-            self.dataset_size = len(data.train_set)
+            self.dataset_size = len(train_set)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["dataset_size"] = self.dataset_size
@@ -141,8 +144,7 @@ class FisherNet(AutoEncoder):
         metric = self.posterior_metric(x)
         return MultivariateNormal(metric.mean, precision_matrix=metric.dense(), validate_args=False)
 
-    def predict_step(self, batch, batch_idx: int) -> dict[str, Tensor]:
-        x, labels = batch
+    def predictions(self, x: Tensor) -> dict[str, Tensor]:
         mean, std, axes = self.principal_axes(x)
         return {
             "mean": mean,
@@ -150,5 +152,4 @@ class FisherNet(AutoEncoder):
             "principal_std": std,
             "principal_axes": axes[:, : self.num_axes],
             "reconstruction": self.decode(mean),
-            "label": labels,
         }

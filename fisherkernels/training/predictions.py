@@ -14,9 +14,10 @@ class PredictionWriter(BasePredictionWriter):
     """Writes ``folder/predictions.npz``.
 
     Arrays, in order of the test set: ``mean`` [N, d] of the latent posterior, ``reconstruction`` from it (x's shape),
-    ``label`` [N], and the posterior's spread. A diagonal one is ``log_std`` [N, d]. FisherNet's covariance is full:
-    ``std`` [N, d] of each latent coordinate, ``principal_std`` [N, d], largest first, and ``principal_axes``
-    [N, k, d]: unit vectors, along which the first k of those are measured (k = ``num_axes``, or d if that is less).
+    ``label`` [N] where the data have labels, and the posterior's spread. A diagonal one is ``log_std`` [N, d].
+    FisherNet's covariance is full: ``std`` [N, d] of each latent coordinate, ``principal_std`` [N, d], largest first,
+    and ``principal_axes`` [N, k, d]: unit vectors, along which the first k of those are measured (k = ``num_axes``, or
+    d if that is less).
     With several processes each writes its part, ``predictions.rank0.npz`` and so on.
     """
 

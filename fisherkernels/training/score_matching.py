@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fisherkernels import losses
 from fisherkernels.checks import check_choice
 from fisherkernels.training import bilevel, seeds
+from fisherkernels.training.batches import unpack
 from fisherkernels.training.diagonal import DiagonalAutoEncoder
 from fisherkernels.training.manual import update
 
@@ -144,7 +145,7 @@ class ScoreMatching(DiagonalAutoEncoder):
         )
 
     def training_step(self, batch, batch_idx: int) -> None:
-        x, step, place = batch[0], self.global_step, self._place(seeds.TRAIN, batch_idx)
+        x, step, place = unpack(batch)[0], self.global_step, self._place(seeds.TRAIN, batch_idx)
         is_logged, stream = self._is_logged(batch_idx), self._stream(seeds.TRAIN, batch_idx)
         encoder_optimizer, decoder_optimizer = self.optimizers()
         inference_noise, *bilevel_noise = self._more_noise(x, stream)

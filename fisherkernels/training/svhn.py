@@ -4,8 +4,9 @@ from pathlib import Path
 
 import torch
 
+from fisherkernels.training import splits
 from fisherkernels.training.batches import ImageDataset
-from fisherkernels.training.data import SPLIT_SEED, ImageDataModule
+from fisherkernels.training.data import ImageDataModule
 
 
 class SVHNDataModule(ImageDataModule):
@@ -51,7 +52,7 @@ class SVHNDataModule(ImageDataModule):
             return ImageDataset(images.contiguous(), labels, 255)
         if count > len(images):
             raise ValueError(f"val_size: expected at most {len(images)}, the additional images, received {count}")
-        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))[:count]
+        chosen, _ = splits.split(len(images), len(images) - count)
         return ImageDataset(images[chosen], labels[chosen], 255)
 
     def _dataset(self, split: str, **kwargs):

@@ -11,6 +11,7 @@ from fisherkernels.losses.output import LossOutput, reduce_terms
 from fisherkernels.nets import LatentDiscriminator
 from fisherkernels.training import seeds
 from fisherkernels.training.autoencoder import AutoEncoder
+from fisherkernels.training.batches import unpack
 from fisherkernels.training.manual import update
 
 
@@ -94,7 +95,7 @@ class WAEGAN(AutoEncoder):
         return reduce_terms({"discriminator": value}, "mean")
 
     def training_step(self, batch, batch_idx: int) -> None:
-        x, step, place = batch[0], self.global_step, self._place(seeds.TRAIN, batch_idx)
+        x, step, place = unpack(batch)[0], self.global_step, self._place(seeds.TRAIN, batch_idx)
         is_logged, noise = self._is_logged(batch_idx), self._noise(x, seeds.TRAIN, batch_idx)
         optimizer, discriminator_optimizer = self.optimizers()
         against = self._checked(self.discriminator_loss, x, noise, place)
@@ -105,10 +106,9 @@ class WAEGAN(AutoEncoder):
             self._log_training_row(output.loss, {**output.terms, **against.terms}, step)
         update(self, optimizer, output.loss, counted=True)
 
-    def predict_step(self, batch, batch_idx: int) -> dict[str, Tensor]:
-        x, labels = batch
+    def predictions(self, x: Tensor) -> dict[str, Tensor]:
         code = self.encode_mean(x)
-        return {"mean": code, "reconstruction": self.decode(code), "label": labels}
+        return {"mean": code, "reconstruction": self.decode(code)}
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         nets = [*self.encoder.parameters(), *self.decoder.parameters()]

@@ -46,7 +46,8 @@ def test_every_model(config, folder, capsys):
     assert {path.name for path in out.iterdir()} == {"samples.png", "samples.npz", "densities.json"}
     results = json.loads((out / "densities.json").read_text())
     likelihoods = {name: values["held_out_log_likelihood"] for name, values in results["densities"].items()}
-    assert list(likelihoods) == ["standard_normal", "gaussian", "gmm", "kde"]
+    learned = ["prior"] if config == "fisher_ae_digits" else []
+    assert list(likelihoods) == ["standard_normal", *learned, "gaussian", "gmm", "kde"]
     assert results["best"] == max(likelihoods, key=likelihoods.get)
     assert (results["training_images"], results["held_out_images"], results["latent_dim"]) == (1297, 200, 2)
     for name, value in likelihoods.items():
@@ -72,6 +73,28 @@ def test_the_same_seed_draws_the_same_images(folder):
     assert not (folder / "runs" / "vae_digits" / "samples").exists()
 
 
+def test_svgd_beside_the_inverse_cdf(folder, capsys):
+    sample = ["sample", "--ckpt_path", str(fit("fisher_ae_digits", 3)), "--density", "gaussian"]
+    capsys.readouterr()
+    options = ["--method", "svgd", "--svgd_steps", "200", "--num_samples", "50"]
+    assert cli.main([*sample, *options]) == 0
+    printed = capsys.readouterr()
+    assert "svgd: after 200 iterations" in printed.out and "of the 50 particles" in printed.out
+    assert "200/200" in printed.err  # the progress bar
+    out = folder / "runs" / "fisher_ae_digits" / "samples"
+    assert {path.name for path in out.iterdir()} == {"samples.png", "samples.npz", "densities.json", "svgd.png"}
+    results = json.loads((out / "densities.json").read_text())
+    assert list(results["densities"]) == ["standard_normal", "prior", "prior_svgd", "gaussian"]
+    assert results["densities"]["prior_svgd"]["settings"] == {"steps": 200}
+    stein = results["svgd"]
+    assert stein["particles"] == 50 and stein["steps"] == 200
+    by_step = stein["distance_by_step"]
+    assert by_step["200"] == stein["distance"] > 0 and "0" in by_step
+    samples = np.load(out / "samples.npz")
+    assert samples["prior_svgd_latent"].shape == samples["prior_latent"].shape == (50, 3)
+    assert f"{stein['distance']:.3f} standard deviations" in printed.out
+
+
 def test_mistakes_are_one_line(folder, capsys, monkeypatch):
     assert cli.main(["sample", "--ckpt_path", "nowhere/checkpoints/last.ckpt"]) == 2
     one_line_error(capsys, "nowhere/checkpoints/last.ckpt, which does not exist")
@@ -83,6 +106,10 @@ def test_mistakes_are_one_line(folder, capsys, monkeypatch):
     one_line_error(capsys, "d: mkde", "received d = 3")
     assert cli.main([*sample, "--density", "gaussian", "--num_samples", "0"]) == 2
     one_line_error(capsys, "num_samples: expected an int >= 1, received 0")
+    assert cli.main([*sample, "--density", "gaussian", "--method", "svgd"]) == 2
+    one_line_error(capsys, "method: svgd samples a learned prior; that of this VAE is N(0, I)")
+    assert cli.main([*sample, "--density", "gaussian", "--svgd_steps", "0"]) == 2
+    one_line_error(capsys, "svgd_steps: expected an int >= 1, received 0")
     assert cli.main([*sample, "--density", "gaussian", "--data.root", "x"]) == 2
     one_line_error(capsys, "data.root: the run's data has no such argument, only batch_size")
     monkeypatch.setitem(sys.modules, "zuko", None)
