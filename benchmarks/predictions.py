@@ -60,8 +60,8 @@ def render(results):
             "",
             "Written by `python -m benchmarks.predictions` from the results beside it: bytes that must move over "
             "4.8 TB/s, or multiplications and additions that the cheapest route needs over 67 TFLOP/s (float32, no "
-            "tensor cores), the vendor's rates. Launches are not counted; what fits into the L2 cache can be faster than "
-            "the memory's limit. `benchmarks/gpu.sh` measures.",
+            "tensor cores), the vendor's rates. Launches are not counted; what fits into the L2 cache can be faster "
+            "than the memory's limit. `benchmarks/gpu.sh` measures.",
             "",
             *("| " + " | ".join(line) + " |" for line in lines),
             "",
