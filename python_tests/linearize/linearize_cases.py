@@ -165,6 +165,7 @@ FUNCTIONS = {
     "torch.relu": (lambda: Function(lambda m, x: torch.relu(x)), (4, 3)),
     "Tensor.relu": (lambda: Function(lambda m, x: x.relu()), (4, 3)),
     "F.leaky_relu": (lambda: Function(lambda m, x: F.leaky_relu(x, 0.3)), (4, 3)),
+    "F.leaky_relu, falling": (lambda: Function(lambda m, x: F.leaky_relu(x, -0.3)), (4, 3)),
     "F.elu": (lambda: Function(lambda m, x: F.elu(x, alpha=1.3)), (4, 3)),
     "F.silu": (lambda: Function(lambda m, x: F.silu(x)), (4, 3)),
     "F.softplus": (lambda: Function(lambda m, x: F.softplus(x, beta=0.5)), (4, 3)),

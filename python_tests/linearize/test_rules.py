@@ -79,3 +79,21 @@ def test_every_rule_has_a_case():
 def test_tables_name_known_rules():
     named = {*FUNCTIONS.values(), *METHODS.values(), *(layer.rule for layer in MODULES.values())}
     assert named | {"slice"} == set(RULES)
+
+
+@pytest.mark.parametrize("activation", [torch.nn.ReLU(), torch.nn.LeakyReLU(0.2), torch.nn.Sigmoid(), torch.nn.Tanh()])
+def test_activations_keep_their_value_and_not_their_input(activation):
+    """The next layer keeps the value anyway, so that they cost no memory."""
+    x = torch.randn(4, 3, requires_grad=True) * 2
+    kept = set()
+
+    def keep(tensor):
+        kept.add(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        lin = linearize(activation, x)
+        product = lin.vjp(torch.ones(4, 3, requires_grad=True))
+    assert lin.value.untyped_storage().data_ptr() in kept
+    assert x.untyped_storage().data_ptr() not in kept
+    product.sum().backward()

@@ -28,11 +28,15 @@ class LeakyReLU(SymmetricRule):
     """a' = 1 for x > 0, else the slope."""
 
     def forward(self, input: Tensor, negative_slope: float = 0.01, inplace: bool = False):
-        return F.leaky_relu(input, negative_slope), (input, negative_slope)
+        if negative_slope < 0:
+            return F.leaky_relu(input, negative_slope), (input, negative_slope, False)
+        # The value has x's sign. In place autograd keeps the value alone, which the next layer keeps too.
+        value = F.leaky_relu_(input.clone(), negative_slope)
+        return value, (value, negative_slope, True)
 
     def apply(self, saved, t, stacked):
-        input, negative_slope = saved
-        return aten.leaky_relu_backward(t, input.detach(), negative_slope, False)
+        either, negative_slope, is_value = saved
+        return aten.leaky_relu_backward(t, either.detach(), negative_slope, is_value)
 
 
 class ELU(ElementwiseRule):
