@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -98,9 +99,18 @@ def holds(net: nn.Module, plan: Plan) -> bool:
     return True
 
 
-@torch.compiler.assume_constant_result
 def plan_of(net: nn.Module) -> Plan:
     """The plan of ``net``; kept until train(), eval(), a replaced layer, a hook or a changed attribute."""
+    return _plan_at(id(net)) if torch.compiler.is_compiling() else _plan_of(net)
+
+
+@torch.compiler.assume_constant_result
+def _plan_at(address: int) -> Plan:
+    # By id, which dynamo guards: torch 2.10 takes no module as the argument of a constant's function.
+    return _plan_of(ctypes.cast(address, ctypes.py_object).value)
+
+
+def _plan_of(net: nn.Module) -> Plan:
     plan = _PLANS.get(net)
     if plan is None or not _still(net, plan):
         from .trace import make_plan

@@ -156,7 +156,7 @@ def _laplacian(
     pushes = jacobian and stack is None and n < _PULL * outputs
     pushes = pushes and all(count_of(lin, members, n) == n for members in classes_of_entries(lin, True))
     classes = [first_tangents(lin, members, x, stack) for members in classes_of_entries(lin, pushes)]
-    count = max((len(t) for starts in classes for t in starts.values()), default=0)
+    count = max([0, *(len(t) for starts in classes for t in starts.values())])
     size = (value_size(record) if torch.is_grad_enabled() else vector_size(record, output, True)) * x.element_size()
     group = count if torch.compiler.is_compiling() else max(1, int(memory_budget // max(size, 1)))
     if jacobian and not pushes and can_pull(lin):

@@ -32,11 +32,11 @@ def mlp_of(net: nn.Module, x: Tensor) -> MLP | None:
     if torch.compiler.is_compiling():
         holds(net, plan)
     steps = plan.steps
-    if len(steps) < 3 or len(steps) % 2 == 0 or plan.output != Ref(len(steps)):
+    if len(steps) < 3 or len(steps) % 2 == 0 or not isinstance(plan.output, Ref) or plan.output.index != len(steps):
         return None
     weights, biases, activations, width = [], [], [], x.shape[1]
     for i, step in enumerate(steps):
-        if step.slots != (i,) or step.kwargs:
+        if len(step.slots) != 1 or step.slots[0] != i or step.kwargs:
             return None
         if i % 2:
             if step.rule not in ACTIVATIONS or len(step.args) != 1:

@@ -59,7 +59,7 @@ def sweep(
                 carried.pop(slot, None)  # frees it
         if i + 1 in starts or i + 1 not in used:
             continue
-        if any(operand != NOTHING for operand in operands):
+        if any(tangents is not None or laplacian is not None for tangents, laplacian in operands):
             if _goes_with_activation(record, i, operands[0].tangents, output):
                 carried[i + 2] = _through_pair(record, i, operands[0], i + 2 in wanted)
                 continue
