@@ -5,8 +5,8 @@
 # load, they are built here for this GPU. FISHERKERNELS_BENCHMARK_DATA names a folder with MNIST/raw/ for the nets of the
 # fisher_net suite; without it they are trained on scikit-learn's digits. The laplacian suite runs with TF32 off and on.
 # Last, compute-sanitizer (memcheck, racecheck) runs every kernel's tests on a few examples each, where it is installed;
-# SANITIZE=0 leaves it out. Peers that do not import are left out; those written in JAX need one with CUDA (`jax[cuda13]`). PYTHON names an
-# interpreter with torch, pytest, hypothesis, cmake, pybind11.
+# SANITIZE=0 leaves it out. Peers that do not import are left out; those written in JAX need one with CUDA
+# (`jax[cuda13]`). PYTHON names an interpreter with torch, pytest, hypothesis, cmake, pybind11.
 set -euo pipefail
 out=${1:?usage: benchmarks/gpu.sh OUT_DIR [ROUNDS]}
 rounds=${2:-25}
