@@ -17,8 +17,8 @@ git ls-files -z | grep -zv '^fisherkernels/' | xargs -0 cp --parents -t "$work/t
 for version; do
     printf -- '--- torch %s (%s)\n' "$version" "$(date -u +%H:%M:%S)"
     .venv/bin/python -m venv "$work/env"
-    "$work/env/bin/pip" install --quiet "torch==$version" torchvision "$wheel[train,flow,mkde]" pytest pytest-xdist hypothesis \
-        ${WITH:+"$WITH"}
+    "$work/env/bin/pip" install --quiet "torch==$version" torchvision "$wheel[train,flow,mkde]" \
+        pytest pytest-xdist hypothesis cmake ninja pybind11 ${WITH:+"$WITH"}
     (
         cd "$work/tree"
         "$work/env/bin/python" -P -c "import fisherkernels, torch; print(torch.__version__, fisherkernels.__path__[0])"

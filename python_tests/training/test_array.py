@@ -19,7 +19,7 @@ def test_a_plain_loader_trains_as_the_data_module_does(run, kind, labelled, tmp_
     torch.manual_seed(0)
     x = torch.rand(24, 1, 8, 8)
     states = []
-    for data in (DataLoader(TensorDataset(x, torch.zeros(24)) if labelled else x, 8), x):
+    for data in (DataLoader(TensorDataset(x, torch.zeros(24)) if labelled else x, batch_size=8), x):
         model = run.model(kind)
         trainer = pl.Trainer(max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False,
                              enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
