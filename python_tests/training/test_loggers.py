@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -48,6 +50,7 @@ def test_tensorboard_hides_what_was_logged_after_the_checkpoint(tmp_path):
     for step in range(4):
         first.log_metrics({"train/loss": float(step)}, step=step)
     first.finalize("failed")
+    time.sleep(1.1)  # files are read in the order of their names: the second, then a counter, of which 10 precedes 9
     second = TensorBoardEvents(tmp_path)
     second.resume(2)
     second.log_metrics({"train/loss": 20.0}, step=2)
