@@ -25,5 +25,5 @@ def split_fractions(n: int, val_fraction: float, test_fraction: float) -> list[T
     """Indices of the training, validation and test samples; every part has at least one."""
     sizes = [max(1, round(n * fraction)) for fraction in (val_fraction, test_fraction)]
     if sum(sizes) >= n:
-        raise ValueError(f"expected enough samples for training, validation and test, received {n}")
+        raise ValueError(f"data: expected enough samples for training, validation and test, received {n}")
     return split(n, *sizes)
