@@ -12,6 +12,13 @@ inline int64_t padded_columns(int64_t n) {
   return (n + kColumnMultiple - 1) / kColumnMultiple * kColumnMultiple;
 }
 
+// Elements between rows as wide as n: rows that started in the same few sets of a cache would displace each
+// other.
+inline int64_t row_stride(int64_t n) {
+  const int64_t columns = padded_columns(n);
+  return columns % 64 == 0 ? columns + 16 : columns;
+}
+
 // out [rows, columns] = (or +=) left [rows, inner] right [inner, columns]; columns padded. left[r][i] is at
 // left + r * left_row + i * left_step. right is packed into panels (Packing), or has rows right_step apart.
 template <typename T>
@@ -139,6 +146,23 @@ struct Packing {
   int64_t inner, columns;
 };
 
+// 4 x 4 elements; rows are to_stride and from_stride apart.
+template <typename T>
+FK_INLINE void transpose_square(T* to, int64_t to_stride, const T* from, int64_t from_stride) {
+  using V = Vector<T, 4 * sizeof(T)>;
+  V a, b, c, d;
+  load_vector(a, from);
+  load_vector(b, from + from_stride);
+  load_vector(c, from + 2 * from_stride);
+  load_vector(d, from + 3 * from_stride);
+  const V ac = __builtin_shufflevector(a, c, 0, 4, 1, 5), bd = __builtin_shufflevector(b, d, 0, 4, 1, 5);
+  const V ca = __builtin_shufflevector(a, c, 2, 6, 3, 7), db = __builtin_shufflevector(b, d, 2, 6, 3, 7);
+  store_vector(to, __builtin_shufflevector(ac, bd, 0, 4, 1, 5));
+  store_vector(to + to_stride, __builtin_shufflevector(ac, bd, 2, 6, 3, 7));
+  store_vector(to + 2 * to_stride, __builtin_shufflevector(ca, db, 0, 4, 1, 5));
+  store_vector(to + 3 * to_stride, __builtin_shufflevector(ca, db, 2, 6, 3, 7));
+}
+
 // Columns begin..end of the matrix: whole panels are packed that start there.
 template <int kBytes, typename T>
 FK_INLINE void pack_of(const Packing<T>& p, int64_t begin, int64_t end) {
@@ -148,10 +172,19 @@ FK_INLINE void pack_of(const Packing<T>& p, int64_t begin, int64_t end) {
     if (column < begin || column >= end) continue;
     T* to = p.to + column * p.inner;
     const int64_t there = std::min(width, p.columns - column);
-    for (int64_t i = 0; i < p.inner; ++i, to += width) {
+    int64_t first = 0;
+    if (p.by_row == 1 && there == width) {  // a transpose, in squares of 4
+      for (; first + 4 <= p.inner; first += 4) {
+        for (int64_t j = 0; j < width; j += 4) {
+          transpose_square(to + first * width + j, width, p.from + first + (column + j) * p.by_column,
+                           p.by_column);
+        }
+      }
+    }
+    for (int64_t i = first; i < p.inner; ++i) {
       const T* from = p.from + i * p.by_row + column * p.by_column;
-      for (int64_t j = 0; j < there; ++j) to[j] = from[j * p.by_column];
-      for (int64_t j = there; j < width; ++j) to[j] = 0;
+      for (int64_t j = 0; j < there; ++j) to[i * width + j] = from[j * p.by_column];
+      for (int64_t j = there; j < width; ++j) to[i * width + j] = 0;
     }
   }
 }

@@ -140,13 +140,6 @@ FK_WIDTHS(activate, Activate<double>)
 FK_WIDTHS(activate_backward, Activate<float>)
 FK_WIDTHS(activate_backward, Activate<double>)
 
-// Elements between rows as wide as n: rows that started in the same few sets of a cache would displace each
-// other.
-int64_t row_stride(int64_t n) {
-  const int64_t columns = padded_columns(n);
-  return columns % 64 == 0 ? columns + 16 : columns;
-}
-
 constexpr int64_t kBlockRows = 192;   // at least: the weights' gradients are read and written once a block
 constexpr int64_t kChunkRows = 1024;  // about, of a chunk with its own sums of weights' gradients
 

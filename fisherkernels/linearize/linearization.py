@@ -12,6 +12,7 @@ from .coupling import coupled_steps, train_mode_batch_norm
 from .fallback import Fallback, module_function, store_buffers
 from .jacobian import all_tangents, jacobian_of
 from .last_linear import LastLinear, last_linear
+from .perceptron import sweep_of
 from .plan import CALLS, Plan, Ref, Step, holds, plan_of, submodule
 from .relu_chain import ReluChain, relu_chain
 from .rules import MODULES, RULES
@@ -93,14 +94,17 @@ class Linearization:
         self._canonical = dict(plan.names) if self._parameters else {}
         self._input = x
         self._coupled: tuple[str, ...] | None = None
-        saved: list[Any] = []
-        values: list[Any] = [x]
-        for step in plan.steps:
-            value, kept = self._run(step, values)
-            values.append(value)
-            saved.append(kept)
-        shapes = [shape_of(value) for value in values]
-        self._record = Record(plan.steps, saved, shapes, x.shape[0] if x.dim() else 1)
+        count = len(plan.steps)
+        values: list[Any] = [x, *[None] * count]
+        self._record = Record(plan.steps, [None] * count, [None] * (count + 1), x.shape[0] if x.dim() else 1, {})
+        self._record.shapes[0] = shape_of(x)
+        stretches = {} if torch.compiler.is_compiling() else {stretch[0]: stretch for stretch in plan.perceptrons}
+        done: set[int] = set()
+        for i in range(count):
+            if i in stretches:
+                done.update(self._run_stretch(stretches[i], values))
+            if i not in done:
+                self._run(i, values)
         self.value = _resolve(plan.output, values)
         self._whole = isinstance(plan.output, Ref) and not isinstance(self.value, Tensor)  # a tuple made by one step
 
@@ -201,24 +205,53 @@ class Linearization:
         """What one Jacobian-vector product costs per sample."""
         return work_of(self)
 
-    def _run(self, step: Step, values: list[Any]) -> tuple[Any, Any]:
-        """The value of a step and what its products need."""
+    def _run(self, i: int, values: list[Any]) -> None:
+        """The value of step i and what its products need."""
+        step = self._plan.steps[i]
         args = _resolve(step.args, values)
         kwargs = {key: _resolve(part, values) for key, part in step.kwargs}
+        saved: Any = None
         if step.rule == "evaluate":
-            return self._evaluate(step, args, kwargs), None
-        if step.rule == "fallback":
-            return self._fall_back(step, values)
-        if step.rule == "slice" and isinstance(args[0], (tuple, list)):
-            return args[0][args[1]], ("item", args[1], len(args[0]))
-        rule = RULES[step.rule]
-        if step.kind == "module":
-            module = submodule(self._net, step.target)
-            args = args + tuple(MODULES[type(module)].arguments(module, self._reader(step.target)))
-        if rule.uses_batch_statistics:
-            kwargs = {**kwargs, "frozen": self._frozen}
-        value, saved = rule.forward(*args, **kwargs)
-        return value, ("rule", saved)
+            value = self._evaluate(step, args, kwargs)
+        elif step.rule == "fallback":
+            value, saved = self._fall_back(step, values)
+        elif step.rule == "slice" and isinstance(args[0], (tuple, list)):
+            value, saved = args[0][args[1]], ("item", args[1], len(args[0]))
+        else:
+            rule = RULES[step.rule]
+            if rule.uses_batch_statistics:
+                kwargs = {**kwargs, "frozen": self._frozen}
+            value, kept = rule.forward(*self._with_attributes(step, args), **kwargs)
+            saved = ("rule", kept)
+        values[i + 1], self._record.saved[i], self._record.shapes[i + 1] = value, saved, shape_of(value)
+
+    def _with_attributes(self, step: Step, args: tuple) -> tuple:
+        """A rule's arguments; a module's own follow its input."""
+        if step.kind != "module":
+            return args
+        module = submodule(self._net, step.target)
+        return args + tuple(MODULES[type(module)].arguments(module, self._reader(step.target)))
+
+    def _run_stretch(self, stretch: tuple[int, ...], values: list[Any]) -> list[int]:
+        """The steps that ran: those of a perceptron, as one sweep, and those of none between, which it may need."""
+        steps, first, last = self._plan.steps, stretch[0], stretch[-1]
+        others = [i for i in range(first, last) if i not in stretch]
+        for i in others:
+            self._run(i, values)
+        calls = []
+        for i in stretch:
+            kwargs = {key: _resolve(part, values) for key, part in steps[i].kwargs}
+            calls.append((self._with_attributes(steps[i], _resolve(steps[i].args, values))[1:], kwargs))
+        found = sweep_of(calls, [steps[i].rule for i in stretch], values[steps[first].slots[0]])
+        if found is None:
+            return others
+        sweep, saved = found
+        self._record.sweeps[last] = (first, sweep)
+        for i, kept in zip(stretch, saved, strict=True):
+            width = len(kept[0]) if steps[i].rule == "linear" else kept[0].shape[1]
+            self._record.saved[i], self._record.shapes[i + 1] = ("rule", kept), (len(sweep.value), width)
+        values[last + 1] = sweep.value
+        return [*others, *stretch]
 
     def _evaluate(self, step: Step, args: tuple, kwargs: dict) -> Any:
         """A step whose result does not depend on the input, or carries no derivative of it."""

@@ -47,6 +47,7 @@ class Plan(NamedTuple):
     output: Any  # Ref, or a tuple of such
     modules: tuple[Module, ...]
     names: tuple[tuple[str, str], ...]  # parameter name, the name under which named_parameters lists it (tied weights)
+    perceptrons: tuple[tuple[int, ...], ...]  # steps that can be one sweep, see perceptron.py
 
 
 # Functions of steps without a rule, by id: torch.compile takes a plan's numbers and strings as constants only.
@@ -55,11 +56,12 @@ _PLANS: weakref.WeakKeyDictionary[nn.Module, Plan] = weakref.WeakKeyDictionary()
 
 
 def submodule(net: nn.Module, path: str) -> nn.Module:
-    """``net.get_submodule(path)`` in the form that torch.compile follows with guards."""
+    """``net.get_submodule(path)``; while compiling in the form that torch.compile follows with guards."""
     module = net
     if path:
+        compiling = torch.compiler.is_compiling()
         for name in path.split("."):
-            module = getattr(module, name)
+            module = getattr(module, name) if compiling else module._modules[name]
     return module
 
 
@@ -128,5 +130,5 @@ def forget_plans() -> None:
 def _still(net: nn.Module, plan: Plan) -> bool:
     try:
         return holds(net, plan)
-    except AttributeError:  # a module or attribute is gone
+    except (AttributeError, KeyError):  # a module or attribute is gone
         return False

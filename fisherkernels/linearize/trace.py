@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from .perceptron import perceptrons_of
 from .plan import CALLS, Module, Plan, Ref, Step, hooked, scalars
 from .rules import FUNCTIONS, METHODS, MODULES, RULES
 
@@ -166,7 +167,7 @@ def make_plan(net: nn.Module) -> Plan:
         Module(path, type(m), m.training, tuple(m._modules), hooked(m), () if _inside(path, called) else scalars(m))
         for path, m in net.named_modules(remove_duplicate=False)
     )
-    return Plan(steps, output, modules, names)
+    return Plan(steps, output, modules, names, perceptrons_of(steps, output))
 
 
 def _inside(path: str, called: set[str]) -> bool:

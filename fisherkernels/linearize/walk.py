@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from fisherkernels.ops.mlp_sweep import MLPSweep
+
 from .plan import Step
+from .recording import records
 from .rules import RULES
 
 
@@ -18,6 +21,7 @@ class Record(NamedTuple):
     saved: list[Any]  # None, a Fallback, ("item", index, size) or ("rule", what the rule saved)
     shapes: list[Any]  # of every value; a tuple of shapes for a tuple, None where it is no tensor
     batch: int  # N
+    sweeps: dict[int, tuple[int, MLPSweep]]  # last step of a stretch of steps that is one: the first step, the sweep
 
 
 def shape_of(value: Any) -> Any:
@@ -71,6 +75,12 @@ def pull(
         cotangents[i + 1] = None  # frees it
         if seen is not None and i + 1 in seen:
             seen[i + 1] = received
+        if i in record.sweeps and not (stacked or alike) and seen is None:
+            first, sweep = record.sweeps[i]
+            if records(received, *sweep.shared):
+                slot = record.steps[first].slots[0]
+                cotangents[slot] = add(cotangents[slot], sweep.vjp(received))
+                continue
         saved = record.saved[i]
         if alike and (step.rule == "fallback" or saved[0] == "rule"):
             saved, (received,) = meet(record, i, (received,), (record.shapes[i + 1],))

@@ -15,6 +15,7 @@ from fisherkernels.ops.gaussian_score import gaussian_score
 from fisherkernels.ops.half_squared_norm import half_squared_norm
 from fisherkernels.ops.metric_solve import metric_solve
 from fisherkernels.ops.mlp_laplacian import mlp_laplacian
+from fisherkernels.ops.mlp_sweep import mlp_sweep
 from fisherkernels.ops.posterior_residual import posterior_residual
 from fisherkernels.ops.relu_metric_factor import relu_metric_factor
 from fisherkernels.ops.score_moments import score_moments
@@ -35,6 +36,7 @@ __all__ = [
     "load_libraries",
     "metric_solve",
     "mlp_laplacian",
+    "mlp_sweep",
     "posterior_residual",
     "relu_metric_factor",
     "score_moments",

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from fisherkernels.ops._autograd import below_autograd, call, needs_graph, single_backward
 from fisherkernels.ops._checks import check_full_precision, check_matrix, check_tensor
+from fisherkernels.ops._layout import row_stride
 from fisherkernels.ops._library import define
 
 ACTIVATIONS = ("tanh", "sigmoid", "silu")
@@ -131,7 +132,7 @@ def _after(before: Tensor, kind: int) -> Tensor:
 def _forward(first, tangents, weights, biases, activations, keep_tangents, keep_hidden):
     rows = _before_activations(first, tangents, weights, biases, activations)
     output = rows[-1]
-    hidden = [F.pad(part, (0, _stride(part.shape[2]) - part.shape[2])).flatten() for part in rows[1:-1]]
+    hidden = [F.pad(part, (0, row_stride(part.shape[2]) - part.shape[2])).flatten() for part in rows[1:-1]]
     hidden = hidden if keep_hidden else []
     pushed = output[:, 2:].clone() if keep_tangents else first.new_empty(0)
     return output[:, 0].clone(), output[:, 1].clone(), pushed, torch.cat(hidden) if hidden else first.new_empty(0)
@@ -177,14 +178,8 @@ def _pulled(before: Tensor, kind: int, grad: Tensor) -> Tensor:
     return torch.cat([value[:, None], (slope * by_laplacian)[:, None], pulled], 1)
 
 
-def _stride(width: int) -> int:
-    """Elements between the native kernel's rows."""
-    padded = (width + 3) // 4 * 4
-    return padded + 16 if padded % 64 == 0 else padded
-
-
 def _hidden_size(first, tangents, weights) -> int:
-    return sum(len(first) * (len(tangents) + 2) * _stride(len(weight)) for weight in weights[:-1])
+    return sum(len(first) * (len(tangents) + 2) * row_stride(len(weight)) for weight in weights[:-1])
 
 
 def _forward_fake(first, tangents, weights, biases, activations, keep_tangents, keep_hidden):

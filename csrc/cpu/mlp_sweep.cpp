@@ -1,0 +1,442 @@
+// A perceptron's value, a vector-Jacobian product of it, and both backward passes, on CPU. Floor: the FLOPs,
+// 2 N Σ h_(l-1) h_l for each of the two and twice that for each backward pass; weights are read once a sweep.
+//
+// Every sweep is one product of matrices a layer. What comes behind a layer (bias and activation, or the
+// activation's slope) is done to a tile of the product while it is in the first-level cache.
+#include "cpu/buffers.h"
+#include "cpu/tiled_product.h"
+#include "math/activation.h"
+
+namespace fisherkernels {
+namespace {
+
+FK_WIDTHS(multiply, Product<float>)
+FK_WIDTHS(multiply, Product<double>)
+FK_WIDTHS(pack, Packing<float>)
+FK_WIDTHS(pack, Packing<double>)
+
+struct Kernels {
+  template <typename T>
+  static void multiply(const Product<T>& product) {
+    fisherkernels::multiply(product, 0, 1);
+  }
+  template <typename T>
+  static void pack(const Packing<T>& packing, int64_t begin, int64_t end) {
+    fisherkernels::pack(packing, begin, end);
+  }
+};
+
+// Activations whose derivatives follow from their value y.
+enum class Kind : int64_t { kTanh = 0, kSigmoid = 1, kRelu = 2, kLeakyRelu = 3 };
+
+bool is_curved(Kind kind) { return kind == Kind::kTanh || kind == Kind::kSigmoid; }
+
+template <typename T>
+struct Pointwise {
+  Kind kind;
+  T negative_slope;
+  int64_t stride;  // of the rows of all matrices
+  int64_t columns;
+  T* rows;
+  const T* bias;    // forward: rows = a(rows + bias), or null
+  const T* value;   // otherwise y: rows = a'(y) (rows + added)
+  const T* added;   // or null
+  T* before;        // gets the rows before they are scaled, or null
+  const T* pulled;  // with `curvature`: the cotangent that the slope scaled in the product
+  T* curvature;     // gets rows * pulled * da'/dy, or null
+};
+
+template <typename V, typename T>
+FK_INLINE void activation_of(V& x, const Pointwise<T>& p) {
+  if (p.kind == Kind::kTanh) {
+    x = tanh_derivatives<V>(x).value;
+  } else if (p.kind == Kind::kSigmoid) {
+    x = sigmoid<V>(x);
+  } else if (p.kind == Kind::kRelu) {
+    x = x < V{} ? V{} : x;  // NaN stays
+  } else {
+    x = x > V{} ? x : x * p.negative_slope;
+  }
+}
+
+template <typename V, typename T>
+FK_INLINE void scale_by_slope(V& x, const V& y, const Pointwise<T>& p) {
+  if (p.kind == Kind::kTanh) {
+    x *= T(1) - y * y;
+  } else if (p.kind == Kind::kSigmoid) {
+    x *= y * (T(1) - y);
+  } else if (p.kind == Kind::kRelu) {
+    x = y <= V{} ? V{} : x;
+  } else {
+    x = y > V{} ? x : x * p.negative_slope;
+  }
+}
+
+template <typename T, int kBytes>
+FK_INLINE void pointwise_columns(const Pointwise<T>& p, int64_t at, int64_t column) {
+  using V = Vector<T, kBytes>;
+  V x, other;
+  load_vector(x, p.rows + at);
+  if (p.value == nullptr) {
+    if (p.bias) {
+      load_vector(other, p.bias + column);
+      x += other;
+    }
+    activation_of(x, p);
+  } else {
+    V y;
+    load_vector(y, p.value + at);
+    if (p.added) {
+      load_vector(other, p.added + at);
+      x += other;
+    }
+    if (p.before) store_vector(p.before + at, x);
+    if (p.curvature) {
+      load_vector(other, p.pulled + at);
+      other *= x * (p.kind == Kind::kTanh ? T(-2) * y : T(1) - T(2) * y);
+      store_vector(p.curvature + at, other);
+    }
+    scale_by_slope(x, y, p);
+  }
+  store_vector(p.rows + at, x);
+}
+
+template <int kBytes, typename T>
+FK_INLINE void pointwise_of(const Pointwise<T>& p, int64_t begin, int64_t end) {
+  constexpr int64_t kLanes = kBytes / sizeof(T);
+  for (int64_t i = begin; i < end; ++i) {
+    int64_t j = 0;
+    for (; j + kLanes <= p.columns; j += kLanes) pointwise_columns<T, kBytes>(p, i * p.stride + j, j);
+    for (; j < p.columns; j += 4) pointwise_columns<T, 4 * sizeof(T)>(p, i * p.stride + j, j);
+  }
+}
+
+FK_WIDTHS(pointwise, Pointwise<float>)
+FK_WIDTHS(pointwise, Pointwise<double>)
+
+// The part of the matrices that a tile covers; columns are padded up to the end of the rows.
+template <typename T>
+void pointwise_tile(Pointwise<T> p, int64_t row, int64_t end_row, int64_t column, int64_t end_column) {
+  const int64_t at = row * p.stride + column;
+  const auto move = [at](auto*& pointer) { pointer = pointer ? pointer + at : pointer; };
+  move(p.rows);
+  move(p.value);
+  move(p.added);
+  move(p.before);
+  move(p.pulled);
+  move(p.curvature);
+  p.bias = p.bias ? p.bias + column : nullptr;
+  p.columns = padded_columns(end_column - column);
+  pointwise(p, 0, end_row - row);
+}
+
+template <typename T>
+void add_row(T* __restrict to, const T* __restrict from, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) to[j] += from[j];
+}
+
+struct Layers {
+  std::vector<Tensor> weights;  // [h_l, h_(l-1)]
+  std::vector<Kind> kinds;      // behind each, or all but the last
+  std::vector<double> slopes;
+  int64_t samples;
+
+  Layers(const std::vector<Tensor>& given, const std::vector<int64_t>& activations,
+         std::vector<double> of_negative, int64_t samples)
+      : slopes(std::move(of_negative)), samples(samples) {
+    for (const Tensor& weight : given) weights.push_back(as_contiguous(weight));
+    for (int64_t activation : activations) kinds.push_back(static_cast<Kind>(activation));
+  }
+
+  size_t count() const { return weights.size(); }
+  bool active(size_t l) const { return l < kinds.size(); }
+  int64_t outputs(size_t l) const { return weights[l].size(0); }
+  int64_t inputs(size_t l) const { return weights[l].size(1); }
+  int64_t stride(size_t l) const { return row_stride(outputs(l)); }
+  int64_t widest() const {
+    int64_t result = padded_columns(inputs(0));
+    for (size_t l = 0; l < count(); ++l) result = std::max(result, stride(l));
+    return result;
+  }
+
+  Tensor rows(size_t l, const Tensor& like) const {
+    const int64_t sizes[] = {samples, stride(l)};
+    return new_output(like, Sizes(sizes, 2));
+  }
+
+  // Padded rows for each curved activation, in their order.
+  std::vector<Tensor> curved_rows(const Tensor& like) const {
+    std::vector<Tensor> result;
+    for (size_t l = 0; active(l); ++l) {
+      if (is_curved(kinds[l])) result.push_back(rows(l, like));
+    }
+    return result;
+  }
+
+  // What is behind layer l: columns and constants of its activation.
+  template <typename T>
+  Pointwise<T> behind(size_t l, T* rows) const {
+    Pointwise<T> p{};
+    p.kind = kinds[l];
+    p.negative_slope = static_cast<T>(slopes[l]);
+    p.stride = stride(l);
+    p.rows = rows;
+    return p;
+  }
+};
+
+// out [N, h_l] = rows [N, h_(l-1)] W_lᵀ.
+template <typename T, typename Behind>
+void through_weight(const Layers& net, size_t l, const T* rows, int64_t stride, T* out, int64_t out_stride,
+                    const Behind& behind) {
+  const int64_t inner = net.inputs(l);
+  tiled_product<Kernels, T>({rows, stride, 1}, {pointer<T>(net.weights[l]), 1, inner}, out, out_stride,
+                            net.samples, inner, net.outputs(l), false, behind);
+}
+
+// out [N, h_(l-1)] = rows [N, h_l] W_l.
+template <typename T, typename Behind>
+void back_through_weight(const Layers& net, size_t l, const T* rows, int64_t stride, T* out,
+                         int64_t out_stride, const Behind& behind) {
+  const int64_t columns = net.inputs(l);
+  tiled_product<Kernels, T>({rows, stride, 1}, {pointer<T>(net.weights[l]), columns, 1}, out, out_stride,
+                            net.samples, net.outputs(l), columns, false, behind);
+}
+
+constexpr auto kNothing = [](int64_t, int64_t, int64_t, int64_t) {};
+
+// to [h_l, h_(l-1)] = (or +=) cotangentᵀ operand.
+template <typename T>
+void weight_gradient(const Layers& net, size_t l, const T* cotangent, int64_t stride, const T* operand,
+                     int64_t operand_stride, const Tensor& to, bool add) {
+  const int64_t columns = net.inputs(l);
+  tiled_product<Kernels, T>({cotangent, 1, stride}, {operand, operand_stride, 1}, output_pointer<T>(to),
+                            columns, net.outputs(l), net.samples, columns, add, kNothing);
+}
+
+// The tensors given for curved activations, by layer: null for the others.
+template <typename T>
+std::vector<T*> by_layer(const Layers& net, const std::vector<Tensor>& curved) {
+  std::vector<T*> result(net.count());
+  size_t next = 0;
+  for (size_t l = 0; net.active(l); ++l) {
+    if (is_curved(net.kinds[l])) result[l] = output_pointer<T>(curved[next++]);
+  }
+  return result;
+}
+
+template <typename T>
+void copy_rows(T* to, int64_t to_stride, const T* from, int64_t from_stride, int64_t rows, int64_t columns) {
+  for (int64_t i = 0; i < rows; ++i) {
+    std::copy_n(from + i * from_stride, columns, to + i * to_stride);
+    if (to_stride > columns) std::fill(to + i * to_stride + columns, to + (i + 1) * to_stride, T(0));
+  }
+}
+
+// rows = a'(y) rows and what else `p` says, of the last layer, in parallel.
+template <typename T>
+void scale_rows(const Layers& net, Pointwise<T> p) {
+  const int64_t columns = net.outputs(net.count() - 1);
+  for_rows(net.samples, columns,
+           [&](int64_t begin, int64_t end) { pointwise_tile(p, begin, end, 0, columns); });
+}
+
+// What each activation gave, rows padded; the value where none is behind the last layer, else empty.
+std::tuple<Tensor, std::vector<Tensor>> mlp_value(const Tensor& x_in, std::vector<Tensor> weights,
+                                                  std::vector<Tensor> biases,
+                                                  std::vector<int64_t> activations,
+                                                  std::vector<double> slopes) {
+  const Tensor x = as_contiguous(x_in);
+  const Layers net(weights, activations, std::move(slopes), x.size(0));
+  const size_t last = net.count() - 1;
+  std::vector<Tensor> hidden;
+  for (size_t l = 0; net.active(l); ++l) hidden.push_back(net.rows(l, x));
+  const int64_t sizes[] = {net.samples, net.outputs(last)};
+  const Tensor value = new_gradient(!net.active(last), x, Sizes(sizes, 2));
+  dispatch_full_precision(x, "mlp_value", [&](auto element) {
+    using T = decltype(element);
+    const T* rows = pointer<T>(x);
+    int64_t stride = net.inputs(0);
+    for (size_t l = 0; l <= last; ++l) {
+      std::vector<T> bias;
+      if (biases[l].numel() > 0) {
+        bias.assign(net.stride(l), T(0));
+        const Tensor given = as_contiguous(biases[l]);
+        std::copy_n(pointer<T>(given), net.outputs(l), bias.data());
+      }
+      const T* added = bias.empty() ? nullptr : bias.data();
+      if (net.active(l)) {
+        T* out = output_pointer<T>(hidden[l]);
+        Pointwise<T> p = net.behind(l, out);
+        p.bias = added;
+        through_weight(net, l, rows, stride, out, p.stride,
+                       [&](int64_t a, int64_t b, int64_t c, int64_t d) { pointwise_tile(p, a, b, c, d); });
+        rows = out;
+        stride = p.stride;
+      } else {
+        T* out = output_pointer<T>(value);
+        const int64_t columns = net.outputs(l);
+        through_weight(net, l, rows, stride, out, columns, [=](int64_t a, int64_t b, int64_t c, int64_t d) {
+          for (int64_t i = a; i < b && added; ++i) add_row(out + i * columns + c, added + c, d - c);
+        });
+      }
+    }
+  });
+  return {value, hidden};
+}
+
+// Jᵀ cotangent; the cotangents before each activation, and those behind the curved ones.
+std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_vjp(const Tensor& cotangent_in,
+                                                                     std::vector<Tensor> hidden,
+                                                                     std::vector<Tensor> weights,
+                                                                     std::vector<int64_t> activations,
+                                                                     std::vector<double> slopes) {
+  const Tensor cotangent = as_contiguous(cotangent_in);
+  const Layers net(weights, activations, std::move(slopes), cotangent.size(0));
+  const size_t last = net.count() - 1;
+  const int64_t sizes[] = {net.samples, net.inputs(0)};
+  const Tensor pulled = new_output(cotangent, Sizes(sizes, 2));
+  std::vector<Tensor> before;
+  for (size_t l = 0; net.active(l); ++l) before.push_back(net.rows(l, cotangent));
+  const std::vector<Tensor> behind = net.curved_rows(cotangent);
+  dispatch_full_precision(cotangent, "mlp_vjp", [&](auto element) {
+    using T = decltype(element);
+    const std::vector<T*> unscaled = by_layer<T>(net, behind);
+    const auto activation = [&](size_t l) {
+      Pointwise<T> p = net.behind(l, output_pointer<T>(before[l]));
+      p.value = pointer<T>(hidden[l]);
+      p.before = unscaled[l];
+      return p;
+    };
+    const T* rows = pointer<T>(cotangent);
+    int64_t stride = net.outputs(last);
+    if (net.active(last)) {
+      const Pointwise<T> p = activation(last);
+      copy_rows(p.rows, p.stride, rows, stride, net.samples, stride);
+      scale_rows(net, p);
+      rows = p.rows;
+      stride = p.stride;
+    }
+    for (size_t l = last; l > 0; --l) {
+      const Pointwise<T> p = activation(l - 1);
+      back_through_weight(net, l, rows, stride, p.rows, p.stride,
+                          [&](int64_t a, int64_t b, int64_t c, int64_t d) { pointwise_tile(p, a, b, c, d); });
+      rows = p.rows;
+      stride = p.stride;
+    }
+    back_through_weight(net, 0, rows, stride, output_pointer<T>(pulled), net.inputs(0), kNothing);
+  });
+  return {pulled, before, behind};
+}
+
+// From the gradient of Jᵀ cotangent: those of the cotangent and of what the curved activations gave; the
+// weights' gradients go to `to_weights`, where it has any.
+std::tuple<Tensor, std::vector<Tensor>> mlp_vjp_backward(
+    const Tensor& tangent_in, const Tensor& cotangent_in, std::vector<Tensor> before,
+    std::vector<Tensor> behind, std::vector<Tensor> hidden, std::vector<Tensor> weights,
+    std::vector<int64_t> activations, std::vector<double> slopes, std::vector<Tensor> to_weights) {
+  const Tensor tangent = as_contiguous(tangent_in), cotangent = as_contiguous(cotangent_in);
+  const Layers net(weights, activations, std::move(slopes), tangent.size(0));
+  const size_t last = net.count() - 1;
+  const int64_t scratch[] = {2, net.samples, net.widest()};
+  const Tensor to_cotangent = new_output(cotangent, cotangent.sizes());
+  const Tensor memory = new_output(tangent, Sizes(scratch, 3));
+  const std::vector<Tensor> to_hidden = net.curved_rows(tangent);
+  dispatch_full_precision(tangent, "mlp_vjp_backward", [&](auto element) {
+    using T = decltype(element);
+    const std::vector<T*> unscaled = by_layer<T>(net, behind), curvature = by_layer<T>(net, to_hidden);
+    const T* rows = pointer<T>(tangent);
+    int64_t stride = net.inputs(0);
+    T *buffers[] = {output_pointer<T>(memory), output_pointer<T>(memory) + net.samples * net.widest()},
+      *result = output_pointer<T>(to_cotangent);
+    for (size_t l = 0; l <= last; ++l) {
+      if (!to_weights.empty()) {
+        weight_gradient(net, l, pointer<T>(net.active(l) ? before[l] : cotangent),
+                        net.active(l) ? net.stride(l) : net.outputs(l), rows, stride, to_weights[l], false);
+      }
+      if (!net.active(l)) {
+        through_weight(net, l, rows, stride, result, net.outputs(l), kNothing);
+        return;
+      }
+      T* out = l == last && net.stride(l) == net.outputs(l) ? result : buffers[l % 2];
+      Pointwise<T> p = net.behind(l, out);
+      p.value = pointer<T>(hidden[l]);
+      p.pulled = unscaled[l];
+      p.curvature = curvature[l];
+      through_weight(net, l, rows, stride, out, p.stride,
+                     [&](int64_t a, int64_t b, int64_t c, int64_t d) { pointwise_tile(p, a, b, c, d); });
+      rows = out;
+      stride = p.stride;
+    }
+    if (rows != result) copy_rows(result, net.outputs(last), rows, stride, net.samples, net.outputs(last));
+  });
+  return {to_cotangent, to_hidden};
+}
+
+// From the gradients of the value and of what the activations before it gave (an empty list: none of any):
+// that of x (empty unless of_input) and of the biases, where wanted; the weights' go to `to_weights`, where
+// it has any, and are added there with `add`.
+std::tuple<Tensor, std::vector<Tensor>> mlp_value_backward(
+    const Tensor& gradient_in, std::vector<Tensor> by_hidden, const Tensor& x_in, std::vector<Tensor> hidden,
+    std::vector<Tensor> weights, std::vector<int64_t> activations, std::vector<double> slopes,
+    std::vector<Tensor> to_weights, bool add, bool of_input) {
+  const Tensor gradient = as_contiguous(gradient_in), x = as_contiguous(x_in);
+  const Layers net(weights, activations, std::move(slopes), x.size(0));
+  const size_t last = net.count() - 1;
+  const int64_t scratch[] = {2, net.samples, net.widest()};
+  const Tensor to_x = new_gradient(of_input, x, x.sizes()), memory = new_output(x, Sizes(scratch, 3));
+  const bool of_weights = !to_weights.empty();
+  std::vector<Tensor> to_biases;
+  for (size_t l = 0; of_weights && l <= last; ++l) {
+    const int64_t size = net.outputs(l);
+    to_biases.push_back(new_output(x, Sizes(&size, 1)));
+  }
+  dispatch_full_precision(x, "mlp_value_backward", [&](auto element) {
+    using T = decltype(element);
+    const T* rows = pointer<T>(gradient);
+    int64_t stride = net.outputs(last);
+    T* buffers[] = {output_pointer<T>(memory), output_pointer<T>(memory) + net.samples * net.widest()};
+    if (net.active(last)) {
+      Pointwise<T> p = net.behind(last, buffers[(last + 1) % 2]);
+      p.value = pointer<T>(hidden[last]);
+      copy_rows(p.rows, p.stride, rows, stride, net.samples, stride);
+      scale_rows(net, p);
+      rows = p.rows;
+      stride = p.stride;
+    }
+    for (size_t l = last + 1; l-- > 0;) {
+      if (of_weights) {
+        weight_gradient(net, l, rows, stride, pointer<T>(l > 0 ? hidden[l - 1] : x),
+                        l > 0 ? net.stride(l - 1) : net.inputs(0), to_weights[l], add);
+        T* sums = output_pointer<T>(to_biases[l]);
+        std::fill_n(sums, net.outputs(l), T(0));
+        for (int64_t i = 0; i < net.samples; ++i) add_row(sums, rows + i * stride, net.outputs(l));
+      }
+      if (l == 0) {
+        if (of_input)
+          back_through_weight(net, 0, rows, stride, output_pointer<T>(to_x), net.inputs(0), kNothing);
+        return;
+      }
+      T* out = buffers[l % 2];
+      Pointwise<T> p = net.behind(l - 1, out);
+      p.value = pointer<T>(hidden[l - 1]);
+      p.added = by_hidden.empty() ? nullptr : pointer<T>(by_hidden[l - 1]);
+      back_through_weight(net, l, rows, stride, out, p.stride,
+                          [&](int64_t a, int64_t b, int64_t c, int64_t d) { pointwise_tile(p, a, b, c, d); });
+      rows = out;
+      stride = p.stride;
+    }
+  });
+  return {to_x, to_biases};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fisherkernels, CPU, m) {
+  m.impl("mlp_value", TORCH_BOX(&mlp_value));
+  m.impl("mlp_vjp", TORCH_BOX(&mlp_vjp));
+  m.impl("mlp_vjp_backward", TORCH_BOX(&mlp_vjp_backward));
+  m.impl("mlp_value_backward", TORCH_BOX(&mlp_value_backward));
+}
+
+}  // namespace fisherkernels

@@ -1,0 +1,83 @@
+"""Stretches of a plan that are multi-layer perceptrons, whose sweeps the native CPU library has as one operator each.
+
+A stretch is Linear, activation, Linear, ... where nothing else looks at what is between. In eager mode on a CPU its
+value and its vector-Jacobian products are then `fk.ops.mlp_sweep`'s: fewer operations, and one buffer for the weights'
+gradients of both sweeps. Everywhere else, and for tangents and stacks, its steps run one by one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fisherkernels.ops import backends
+from fisherkernels.ops.mlp_sweep import SWEEP_ACTIVATIONS, MLPSweep, unchecked_sweep
+
+from .plan import Ref, Step
+from .recording import records
+
+_LARGEST = 1 << 19  # elements of a weight; torch's products of larger ones are faster
+
+
+def perceptrons_of(steps: tuple[Step, ...], output: Any) -> tuple[tuple[int, ...], ...]:
+    """The steps of every stretch, two Linear at least."""
+    uses = Counter(_refs((*((step.args, step.kwargs) for step in steps), output)))
+    found: list[list[int]] = []
+    current: list[int] = []
+    for i, step in enumerate(steps):
+        if step.rule == "evaluate":
+            continue  # of no value between, which have one use each
+        follows = current and step.slots == (current[-1] + 1,) and uses[current[-1] + 1] == 1
+        behind_linear = bool(current) and steps[current[-1]].rule == "linear"
+        if follows and (step.rule in SWEEP_ACTIVATIONS if behind_linear else step.rule == "linear"):
+            current.append(i)
+            continue
+        found.append(current)
+        current = [i] if step.rule == "linear" else []
+    return tuple(tuple(stretch) for stretch in (*found, current) if len(stretch) > 2)
+
+
+def _refs(spec: Any) -> list[int]:
+    if isinstance(spec, Ref):
+        return [spec.index]
+    if isinstance(spec, tuple):
+        return [i for part in spec for i in _refs(part)]
+    if isinstance(spec, slice):
+        return _refs((spec.start, spec.stop, spec.step))
+    return []
+
+
+def sweep_of(calls: list[tuple[tuple, dict]], rules: list[str], x: Tensor) -> tuple[MLPSweep, list[tuple]] | None:
+    """The sweep and what every step's rule would have saved; None where the steps are to run one by one.
+
+    ``calls``: what each step's rule takes behind its input.
+    """
+    if x.device.type != "cpu" or x.dim() != 2 or x.dtype not in (torch.float32, torch.float64):
+        return None
+    layers = [_weight_and_bias(*call) for call in calls[::2]]
+    slopes = [_negative_slope(rule, *call) for rule, call in zip(rules[1::2], calls[1::2], strict=True)]
+    weights, biases = zip(*layers, strict=True)
+    alike = all(w.dim() == 2 and w.dtype is x.dtype and w.numel() <= _LARGEST for w in weights)
+    parameters = (*weights, *(bias for bias in biases if bias is not None))
+    if not (alike and min(slopes) >= 0 and records(x, *parameters) and backends()["cpu"].active):
+        return None
+    kinds = [SWEEP_ACTIVATIONS.index(rule) for rule in rules[1::2]]
+    sweep = unchecked_sweep(x, weights, biases, kinds, slopes)
+    saved: list[tuple] = [(weight,) for weight in weights]
+    for i, (rule, hidden, slope) in enumerate(zip(rules[1::2], sweep.hidden, slopes, strict=True)):
+        saved.insert(2 * i + 1, (hidden, slope, True) if rule == "leaky_relu" else (hidden,))
+    return sweep, saved
+
+
+def _weight_and_bias(args: tuple, kwargs: dict) -> tuple[Tensor, Tensor | None]:
+    weight = args[0] if args else kwargs["weight"]
+    return weight, args[1] if len(args) > 1 else kwargs.get("bias")
+
+
+def _negative_slope(rule: str, args: tuple, kwargs: dict) -> float:
+    if rule != "leaky_relu":
+        return 0.0
+    return float(args[0] if args else kwargs.get("negative_slope", 0.01))

@@ -1,0 +1,375 @@
+"""Value and vector-Jacobian products of a multi-layer perceptron, all layers of a sweep in one operator."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fisherkernels.ops._autograd import below_autograd, not_differentiable
+from fisherkernels.ops._checks import check_full_precision, check_matrix, check_tensor
+from fisherkernels.ops._layout import row_stride
+from fisherkernels.ops._library import define
+
+SWEEP_ACTIVATIONS = ("tanh", "sigmoid", "relu", "leaky_relu")
+_CURVED = (0, 1)  # with a second derivative
+
+aten = torch.ops.aten
+
+
+class MLPSweep(NamedTuple):
+    """What :func:`mlp_sweep` returns.
+
+    Attributes:
+        value: [N, m].
+        hidden: what the activations gave, each [N, h_l]; the last one is the value where one is behind all weights.
+    """
+
+    value: Tensor
+    hidden: tuple[Tensor, ...]
+    constants: tuple[list[int], list[float]]
+    shared: tuple[Tensor, ...]  # what the activations gave, padded, and the weights, as outputs of the value's node
+
+    def vjp(self, cotangent: Tensor) -> Tensor:
+        """J^T c, [N, h_0], for c [N, m]."""
+        return _VJP.apply(self.constants, cotangent, *self.shared)
+
+
+def mlp_sweep(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    activations: Sequence[str],
+    negative_slopes: Sequence[float] | None = None,
+) -> MLPSweep:
+    r"""Linear, activation, ..., Linear (and a last activation) at x, and its vector-Jacobian products there.
+
+    Forward y_l = a(y_(l-1) W_l^T + b_l); the product c_(l-1) = (c_l a'(y_l)) W_l. Each is one autograd node, and so is
+    its backward: J t for the product, with the gradients of the weights as products of its two sweeps; the value's
+    then adds its own gradients of the weights onto those, in place. Floor: 2 N Σ h_(l-1) h_l FLOPs for each of the two,
+    twice that for each backward. Saved for backward: x, the hidden values, and for a product its cotangents.
+
+    Args:
+        x: [N, h_0].
+        weights: W_l, [h_l, h_(l-1)]; one at least.
+        biases: b_l, [h_l], or None.
+        activations: "tanh", "sigmoid", "relu" or "leaky_relu", behind each of the weights, or each but the last.
+        negative_slopes: of "leaky_relu", one per activation (0 or more); 0.01 where None.
+
+    Returns:
+        :class:`MLPSweep`: differentiable as often as needed, its ``vjp`` as well; backward with ``create_graph=True``
+        evaluates the network again.
+
+    Raises:
+        TypeError: for a dtype other than float32 and float64, or mixed dtypes.
+        ValueError: for shapes that do not go together, mixed devices, another activation, a negative slope below 0.
+
+    Source: the plain backward and forward modes, with the sweeps of Elkhalil et al., "Fisher Auto-Encoders", AISTATS
+    2021, eq. 11, in mind.
+    """
+    name = "mlp_sweep"
+    check_full_precision(name, "x", x, "autocast networks are swept layer by layer")
+    check_matrix(name, "x", x)
+    slopes = [0.01] * len(activations) if negative_slopes is None else [float(slope) for slope in negative_slopes]
+    count = len(weights)
+    matched = len(biases) == count and len(slopes) == len(activations) and len(activations) in (count, count - 1)
+    if not (count and matched):
+        raise ValueError(
+            f"{name}: expected as many weights, biases and activations (or one activation less), and a negative slope "
+            f"for each activation, got {count}, {len(biases)}, {len(activations)} and {len(slopes)}"
+        )
+    width = x.shape[1]
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        check_tensor(name, f"weights[{i}]", weight, x)
+        if weight.dim() != 2 or weight.shape[1] != width:
+            raise ValueError(f"{name}: weights[{i}] must have shape [any, {width}], got {list(weight.shape)}")
+        width = weight.shape[0]
+        if bias is not None:
+            check_tensor(name, f"biases[{i}]", bias, x)
+            if bias.shape != (width,):
+                raise ValueError(f"{name}: biases[{i}] must have shape [{width}], got {list(bias.shape)}")
+    for i, (activation, slope) in enumerate(zip(activations, slopes, strict=True)):
+        if activation not in SWEEP_ACTIVATIONS:
+            known = ", ".join(SWEEP_ACTIVATIONS)
+            raise ValueError(f"{name}: activations[{i}] must be one of {known}, got {activation!r}")
+        if not slope >= 0:
+            raise ValueError(f"{name}: negative_slopes[{i}] must be 0 or more, got {slope}")
+    return unchecked_sweep(x, weights, biases, [SWEEP_ACTIVATIONS.index(kind) for kind in activations], slopes)
+
+
+def unchecked_sweep(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], kinds: list[int], slopes: list[float]
+) -> MLPSweep:
+    """:func:`mlp_sweep` of what is known to go together; activations by their number."""
+    count = len(weights)
+    results = _Value.apply((kinds, slopes), count, x, *weights, *biases)
+    rows = tuple(h if h.shape[1] == len(w) else h[:, : len(w)] for h, w in zip(results, weights, strict=False))
+    active = len(kinds)
+    return MLPSweep(rows[-1], rows[:active], (kinds, slopes), results[:active] + results[count:])
+
+
+class _Value(torch.autograd.Function):
+    """-> what each activation gave, padded, or the value behind the last weight, then the weights again: their
+    gradients in a product come through here.
+    """
+
+    @staticmethod
+    def forward(ctx, constants, count, x, *parameters):
+        weights, biases = parameters[:count], parameters[count:]
+        none = x.new_empty(0)
+        op = torch.ops.fisherkernels.mlp_value.default
+        value, rows = below_autograd(op, x, weights, [none if bias is None else bias for bias in biases], *constants)
+        if len(rows) < count:
+            rows.append(value)
+        ctx.constants, ctx.count = constants, count
+        ctx.save_for_backward(x, *parameters, *rows[: len(constants[0])])
+        ctx.set_materialize_grads(False)
+        return *rows, *(weight.detach() for weight in weights)
+
+    @staticmethod
+    def backward(ctx, *received):
+        constants, count, needs = ctx.constants, ctx.count, ctx.needs_input_grad
+        x, *parameters = ctx.saved_tensors[: 1 + 2 * count]
+        if torch.is_grad_enabled():
+            return None, None, *_again(partial(_plain_value, constants, count), (x, *parameters), received)
+        weights, hidden = parameters[:count], ctx.saved_tensors[1 + 2 * count :]
+        *of_hidden, gradient = received[:count]
+        width, by_hidden = len(weights[-1]), []
+        if any(given is not None for given in of_hidden):
+            pairs = zip(hidden, of_hidden, strict=False)
+            by_hidden = [torch.zeros_like(h) if given is None else given.contiguous() for h, given in pairs]
+        gradient = x.new_zeros(len(x), width) if gradient is None else gradient[:, :width]
+        to_weights, add = [], False
+        if _trains(ctx):
+            given = received[count:]  # made by _VJP.backward for this node alone: they may be added to
+            add = any(part is not None for part in given)
+            make = torch.zeros_like if add else torch.empty_like
+            to_weights = [make(w) if g is None else g.contiguous() for w, g in zip(weights, given, strict=True)]
+        to_x, to_biases = below_autograd(
+            torch.ops.fisherkernels.mlp_value_backward.default,
+            gradient, by_hidden, x, hidden, weights, *constants, to_weights, add, needs[2],
+        )  # fmt: skip
+        results = [to_x, *(to_weights or [None] * count), *(to_biases or [None] * count)]
+        return None, None, *(part if needed else None for part, needed in zip(results, needs[2:], strict=True))
+
+
+class _VJP(torch.autograd.Function):
+    """(cotangent, what the activations gave, weights) -> J^T cotangent."""
+
+    @staticmethod
+    def forward(ctx, constants, cotangent, *tensors):
+        active = len(constants[0])
+        op = torch.ops.fisherkernels.mlp_vjp.default
+        pulled, before, behind = below_autograd(op, cotangent, tensors[:active], tensors[active:], *constants)
+        ctx.constants = constants
+        ctx.save_for_backward(cotangent, *tensors, *before, *behind)
+        ctx.set_materialize_grads(False)
+        return pulled
+
+    @staticmethod
+    def backward(ctx, tangent):
+        constants, active, inputs = ctx.constants, len(ctx.constants[0]), len(ctx.needs_input_grad) - 1
+        if tangent is None:
+            return (None,) * (1 + inputs)
+        cotangent, *tensors = ctx.saved_tensors[:inputs]
+        if torch.is_grad_enabled():
+            return None, *_again(lambda *a: (_plain_vjp(constants, *a),), (cotangent, *tensors), (tangent,))
+        hidden, weights, rest = tensors[:active], tensors[active:], ctx.saved_tensors[inputs:]
+        to_weights = [torch.empty_like(w) for w in weights] if _trains(weights[0].grad_fn) else []
+        to_cotangent, to_hidden = below_autograd(
+            torch.ops.fisherkernels.mlp_vjp_backward.default,
+            tangent, cotangent, rest[:active], rest[active:], hidden, weights, *constants, to_weights,
+        )  # fmt: skip
+        return (
+            None,
+            to_cotangent if ctx.needs_input_grad[1] else None,
+            *_by_layer(constants[0], to_hidden),
+            *(to_weights or [None] * len(weights)),
+        )
+
+
+def _by_layer(activations: list[int], curved: list[Tensor]) -> list[Tensor | None]:
+    """Tensors of the curved activations, None for the others."""
+    given = iter(curved)
+    return [next(given) if kind in _CURVED else None for kind in activations]
+
+
+def _trains(node: Any) -> bool:
+    """Whether this backward, of all or of some inputs, is to give the gradient of a parameter of a _Value."""
+    run = torch._C._current_graph_task_id()
+    if getattr(node, "asked", (None, False))[0] != run:
+        node.asked = run, any(_runs(parameter) for parameter, _ in node.next_functions[1:] if parameter is not None)
+    return node.asked[1]
+
+
+def _runs(node: Any) -> bool:
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf that torch.autograd.grad was asked for
+        return True
+
+
+def _again(function: Callable[..., tuple], inputs: tuple, received: tuple) -> tuple:
+    """Gradients that can be differentiated again: by autograd, through a second evaluation."""
+    with torch.enable_grad():
+        outputs = function(*inputs)
+    pairs = [(output, given) for output, given in zip(outputs, received, strict=True) if given is not None]
+    wanted = [t for t in inputs if t is not None and t.requires_grad]
+    outputs, given = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(outputs, wanted, given, create_graph=True, allow_unused=True))
+    return tuple(next(found) if t is not None and t.requires_grad else None for t in inputs)
+
+
+def _plain_value(constants, count, x, *parameters):
+    weights, biases = parameters[:count], parameters[count:]
+    rows = []
+    for weight, bias, kind, slope in zip_longest(weights, biases, *constants):
+        x = F.linear(x, weight, bias)
+        x = x if kind is None else _activated(x, kind, slope)
+        rows.append(x if kind is None else _padded(x))
+    return *rows, *(weight.view_as(weight) for weight in weights)
+
+
+def _plain_vjp(constants, cotangent, *tensors):
+    active = len(constants[0])
+    hidden, weights = tensors[:active], tensors[active:]
+    for h, weight, kind, slope in reversed(list(zip_longest(hidden, weights, *constants))):
+        if h is not None:
+            cotangent = _scaled(cotangent, h[:, : len(weight)], kind, slope)
+        cotangent = cotangent @ weight
+    return cotangent
+
+
+def _activated(x: Tensor, kind: int, slope: float) -> Tensor:
+    name = SWEEP_ACTIVATIONS[kind]
+    return F.leaky_relu(x, slope) if name == "leaky_relu" else getattr(torch, name)(x)
+
+
+def _scaled(t: Tensor, y: Tensor, kind: int, slope: float) -> Tensor:
+    """a' t from y = a(x)."""
+    if kind in _CURVED:
+        return (aten.tanh_backward, aten.sigmoid_backward)[kind](t, y)
+    if SWEEP_ACTIVATIONS[kind] == "relu":
+        return aten.threshold_backward(t, y.detach(), 0)
+    return aten.leaky_relu_backward(t, y.detach(), slope, True)
+
+
+def _padded(rows: Tensor) -> Tensor:
+    return F.pad(rows, (0, row_stride(rows.shape[1]) - rows.shape[1]))
+
+
+def _value(x, weights, biases, activations, slopes):
+    given = [bias if bias.numel() else None for bias in biases]
+    rows = [part.clone() for part in _plain_value((activations, slopes), len(weights), x, *weights, *given)]
+    hidden = rows[: len(activations)]
+    return rows[len(weights) - 1] if len(hidden) < len(weights) else x.new_empty(0), hidden
+
+
+def _vjp(cotangent, hidden, weights, activations, slopes):
+    before, behind = [], []
+    for h, weight, kind, slope in reversed(list(zip_longest(hidden, weights, activations, slopes))):
+        if h is not None:
+            behind += [_padded(cotangent)] if kind in _CURVED else []
+            cotangent = _scaled(cotangent, h[:, : len(weight)], kind, slope)
+            before.append(_padded(cotangent))
+        cotangent = cotangent @ weight
+    return cotangent, [part.clone() for part in before[::-1]], [part.clone() for part in behind[::-1]]
+
+
+def _vjp_backward(tangent, cotangent, before, behind, hidden, weights, activations, slopes, to_weights):
+    to_hidden, unscaled = [], _by_layer(activations, behind)
+    for i, weight in enumerate(weights):
+        active, width = i < len(hidden), len(weight)
+        if to_weights:
+            to_weights[i].copy_((before[i][:, :width] if active else cotangent).t() @ tangent)
+        tangent = tangent @ weight.t()
+        if not active:
+            continue
+        y, kind = hidden[i][:, :width], activations[i]
+        if kind in _CURVED:
+            drift = 1 - 2 * y if SWEEP_ACTIVATIONS[kind] == "sigmoid" else -2 * y
+            to_hidden.append(_padded(tangent * unscaled[i][:, :width] * drift))
+        tangent = _scaled(tangent, y, kind, slopes[i])
+    return tangent, [part.clone() for part in to_hidden]
+
+
+def _value_backward(gradient, by_hidden, x, hidden, weights, activations, slopes, to_weights, add, of_input):
+    to_biases = []
+    for i in range(len(weights) - 1, -1, -1):
+        if i < len(hidden):
+            if i < len(by_hidden):
+                gradient = gradient + by_hidden[i][:, : len(weights[i])]
+            gradient = _scaled(gradient, hidden[i][:, : len(weights[i])], activations[i], slopes[i])
+        operand = hidden[i - 1][:, : weights[i].shape[1]] if i else x
+        if to_weights:
+            product = gradient.t() @ operand
+            to_weights[i].copy_(to_weights[i] + product if add else product)
+            to_biases.append(gradient.sum(0))
+        gradient = gradient @ weights[i] if i or of_input else x.new_empty(0)
+    return gradient, to_biases[::-1]
+
+
+def _rows_like(weights, activations, like: Tensor) -> list[Tensor]:
+    return [like.new_empty(len(like), row_stride(len(w))) for w, _ in zip(weights, activations, strict=False)]
+
+
+def _curved_rows_like(weights, activations, like: Tensor) -> list[Tensor]:
+    rows = zip(_rows_like(weights, activations, like), activations, strict=True)
+    return [part for part, kind in rows if kind in _CURVED]
+
+
+def _value_fake(x, weights, biases, activations, slopes):
+    sizes = (len(x), len(weights[-1])) if len(activations) < len(weights) else (0,)
+    return x.new_empty(sizes), _rows_like(weights, activations, x)
+
+
+def _vjp_fake(cotangent, hidden, weights, activations, slopes):
+    pulled = cotangent.new_empty(len(cotangent), weights[0].shape[1])
+    rows = _rows_like(weights, activations, cotangent)
+    return pulled, rows, _curved_rows_like(weights, activations, cotangent)
+
+
+def _vjp_backward_fake(tangent, cotangent, before, behind, hidden, weights, activations, slopes, to_weights):
+    return cotangent.new_empty(cotangent.shape), _curved_rows_like(weights, activations, tangent)
+
+
+def _value_backward_fake(gradient, by_hidden, x, hidden, weights, activations, slopes, to_weights, add, of_input):
+    return x.new_empty(x.shape if of_input else (0,)), [x.new_empty(len(w)) for w in weights if to_weights]
+
+
+_REASON = "mlp_sweep builds its graph. Use that"
+_NETWORK = "Tensor[] weights, int[] activations, float[] slopes"
+define(
+    "mlp_value",
+    "(Tensor x, Tensor[] weights, Tensor[] biases, int[] activations, float[] slopes)"
+    " -> (Tensor value, Tensor[] hidden)",
+    twin=_value,
+    fake=_value_fake,
+    autograd=not_differentiable("mlp_value", _REASON),
+)
+define(
+    "mlp_vjp",
+    f"(Tensor cotangent, Tensor[] hidden, {_NETWORK}) -> (Tensor pulled, Tensor[] before, Tensor[] behind)",
+    twin=_vjp,
+    fake=_vjp_fake,
+    autograd=not_differentiable("mlp_vjp", _REASON),
+)
+define(
+    "mlp_vjp_backward",
+    f"(Tensor tangent, Tensor cotangent, Tensor[] before, Tensor[] behind, Tensor[] hidden, {_NETWORK},"
+    " Tensor(a!)[] to_weights) -> (Tensor to_cotangent, Tensor[] to_hidden)",
+    twin=_vjp_backward,
+    fake=_vjp_backward_fake,
+    autograd=not_differentiable("mlp_vjp_backward", _REASON),
+)
+define(
+    "mlp_value_backward",
+    f"(Tensor gradient, Tensor[] by_hidden, Tensor x, Tensor[] hidden, {_NETWORK}, Tensor(a!)[] to_weights,"
+    " bool add, bool of_input) -> (Tensor to_x, Tensor[] to_biases)",
+    twin=_value_backward,
+    fake=_value_backward_fake,
+    autograd=not_differentiable("mlp_value_backward", _REASON),
+)
