@@ -153,21 +153,15 @@ struct Layers {
   int64_t outputs(size_t l) const { return weights[l].size(0); }
   int64_t inputs(size_t l) const { return weights[l].size(1); }
   int64_t stride(size_t l) const { return row_stride(outputs(l)); }
-  int64_t widest() const {
-    int64_t result = padded_columns(inputs(0));
-    for (size_t l = 0; l < count(); ++l) result = std::max(result, stride(l));
-    return result;
-  }
-
   Tensor rows(size_t l, const Tensor& like) const {
     const int64_t sizes[] = {samples, stride(l)};
     return new_output(like, Sizes(sizes, 2));
   }
 
-  // Padded rows for each curved activation, in their order.
-  std::vector<Tensor> curved_rows(const Tensor& like) const {
+  // Padded rows for the curved ones among the first `n` activations, in their order.
+  std::vector<Tensor> curved_rows(size_t n, const Tensor& like) const {
     std::vector<Tensor> result;
-    for (size_t l = 0; active(l); ++l) {
+    for (size_t l = 0; l < n && active(l); ++l) {
       if (is_curved(kinds[l])) result.push_back(rows(l, like));
     }
     return result;
@@ -214,12 +208,12 @@ void weight_gradient(const Layers& net, size_t l, const T* cotangent, int64_t st
                             columns, net.outputs(l), net.samples, columns, add, kNothing);
 }
 
-// The tensors given for curved activations, by layer: null for the others.
+// The tensors given for the curved ones among the first `n` activations, by layer: null for the others.
 template <typename T>
-std::vector<T*> by_layer(const Layers& net, const std::vector<Tensor>& curved) {
+std::vector<T*> by_layer(const Layers& net, size_t n, const std::vector<Tensor>& curved) {
   std::vector<T*> result(net.count());
   size_t next = 0;
-  for (size_t l = 0; net.active(l); ++l) {
+  for (size_t l = 0; l < n && net.active(l); ++l) {
     if (is_curved(net.kinds[l])) result[l] = output_pointer<T>(curved[next++]);
   }
   return result;
@@ -233,12 +227,37 @@ void copy_rows(T* to, int64_t to_stride, const T* from, int64_t from_stride, int
   }
 }
 
-// rows = a'(y) rows and what else `p` says, of the last layer, in parallel.
+// What a sweep leaves behind a layer, of the first `n`, is needed up to the next one: two buffers, for odd
+// and for even layers.
+class Buffers {
+ public:
+  Buffers(const Layers& net, size_t n, const Tensor& like) {
+    int64_t sizes[2] = {0, 0};
+    for (size_t l = 0; l < n; ++l) sizes[l % 2] = std::max(sizes[l % 2], net.samples * net.stride(l));
+    for (int i = 0; i < 2; ++i) memory_[i] = new_output(like, Sizes(&sizes[i], 1));
+  }
+
+  template <typename T>
+  T* at(size_t l) const {
+    return output_pointer<T>(memory_[l % 2]);
+  }
+
+ private:
+  Tensor memory_[2];
+};
+
+// to = a'(y) times the rows behind the last layer, in parallel.
 template <typename T>
-void scale_rows(const Layers& net, Pointwise<T> p) {
-  const int64_t columns = net.outputs(net.count() - 1);
-  for_rows(net.samples, columns,
-           [&](int64_t begin, int64_t end) { pointwise_tile(p, begin, end, 0, columns); });
+void scale_last(const Layers& net, const Tensor& rows, const Tensor& value, T* to) {
+  const size_t last = net.count() - 1;
+  const int64_t columns = net.outputs(last);
+  const T* from = pointer<T>(rows);
+  Pointwise<T> p = net.behind(last, to);
+  p.value = pointer<T>(value);
+  for_rows(net.samples, columns, [&](int64_t begin, int64_t end) {
+    copy_rows(to + begin * p.stride, p.stride, from + begin * columns, columns, end - begin, columns);
+    pointwise_tile(p, begin, end, 0, columns);
+  });
 }
 
 // What each activation gave, rows padded; the value where none is behind the last layer, else empty.
@@ -285,7 +304,8 @@ std::tuple<Tensor, std::vector<Tensor>> mlp_value(const Tensor& x_in, std::vecto
   return {value, hidden};
 }
 
-// Jᵀ cotangent; the cotangents before each activation, and those behind the curved ones.
+// Jᵀ cotangent; the cotangents before each activation but one behind the last layer, and behind the curved of
+// these.
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_vjp(const Tensor& cotangent_in,
                                                                      std::vector<Tensor> hidden,
                                                                      std::vector<Tensor> weights,
@@ -297,28 +317,19 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_vjp(const Tenso
   const int64_t sizes[] = {net.samples, net.inputs(0)};
   const Tensor pulled = new_output(cotangent, Sizes(sizes, 2));
   std::vector<Tensor> before;
-  for (size_t l = 0; net.active(l); ++l) before.push_back(net.rows(l, cotangent));
-  const std::vector<Tensor> behind = net.curved_rows(cotangent);
+  for (size_t l = 0; l < last; ++l) before.push_back(net.rows(l, cotangent));
+  const std::vector<Tensor> behind = net.curved_rows(last, cotangent);
+  const Tensor scaled = net.active(last) ? net.rows(last, cotangent) : cotangent;
   dispatch_full_precision(cotangent, "mlp_vjp", [&](auto element) {
     using T = decltype(element);
-    const std::vector<T*> unscaled = by_layer<T>(net, behind);
-    const auto activation = [&](size_t l) {
-      Pointwise<T> p = net.behind(l, output_pointer<T>(before[l]));
-      p.value = pointer<T>(hidden[l]);
-      p.before = unscaled[l];
-      return p;
-    };
-    const T* rows = pointer<T>(cotangent);
-    int64_t stride = net.outputs(last);
-    if (net.active(last)) {
-      const Pointwise<T> p = activation(last);
-      copy_rows(p.rows, p.stride, rows, stride, net.samples, stride);
-      scale_rows(net, p);
-      rows = p.rows;
-      stride = p.stride;
-    }
+    const std::vector<T*> unscaled = by_layer<T>(net, last, behind);
+    if (net.active(last)) scale_last(net, cotangent, hidden[last], output_pointer<T>(scaled));
+    const T* rows = pointer<T>(scaled);
+    int64_t stride = scaled.size(1);
     for (size_t l = last; l > 0; --l) {
-      const Pointwise<T> p = activation(l - 1);
+      Pointwise<T> p = net.behind(l - 1, output_pointer<T>(before[l - 1]));
+      p.value = pointer<T>(hidden[l - 1]);
+      p.before = unscaled[l - 1];
       back_through_weight(net, l, rows, stride, p.rows, p.stride,
                           [&](int64_t a, int64_t b, int64_t c, int64_t d) { pointwise_tile(p, a, b, c, d); });
       rows = p.rows;
@@ -338,37 +349,47 @@ std::tuple<Tensor, std::vector<Tensor>> mlp_vjp_backward(
   const Tensor tangent = as_contiguous(tangent_in), cotangent = as_contiguous(cotangent_in);
   const Layers net(weights, activations, std::move(slopes), tangent.size(0));
   const size_t last = net.count() - 1;
-  const int64_t scratch[] = {2, net.samples, net.widest()};
   const Tensor to_cotangent = new_output(cotangent, cotangent.sizes());
-  const Tensor memory = new_output(tangent, Sizes(scratch, 3));
-  const std::vector<Tensor> to_hidden = net.curved_rows(tangent);
+  const std::vector<Tensor> to_hidden = net.curved_rows(net.count(), tangent);
+  const bool direct = !net.active(last) || net.stride(last) == net.outputs(last);
+  const Buffers buffers(net, direct ? last : net.count(), tangent);
+  const Tensor behind_last = direct ? cotangent : net.rows(last, cotangent);
   dispatch_full_precision(tangent, "mlp_vjp_backward", [&](auto element) {
     using T = decltype(element);
-    const std::vector<T*> unscaled = by_layer<T>(net, behind), curvature = by_layer<T>(net, to_hidden);
+    std::vector<T*> unscaled = by_layer<T>(net, last, behind),
+                    curvature = by_layer<T>(net, net.count(), to_hidden);
     const T* rows = pointer<T>(tangent);
     int64_t stride = net.inputs(0);
-    T *buffers[] = {output_pointer<T>(memory), output_pointer<T>(memory) + net.samples * net.widest()},
-      *result = output_pointer<T>(to_cotangent);
+    T* result = output_pointer<T>(to_cotangent);
     for (size_t l = 0; l <= last; ++l) {
+      T* out = l == last && direct ? result : buffers.at<T>(l);
+      const T* arrived = pointer<T>(l < last ? before[l] : cotangent);
+      if (l == last && net.active(l)) {
+        scale_last(net, cotangent, hidden[l], out);  // used before the product is put there
+        arrived = out;
+      }
       if (!to_weights.empty()) {
-        weight_gradient(net, l, pointer<T>(net.active(l) ? before[l] : cotangent),
-                        net.active(l) ? net.stride(l) : net.outputs(l), rows, stride, to_weights[l], false);
+        weight_gradient(net, l, arrived, net.active(l) ? net.stride(l) : net.outputs(l), rows, stride,
+                        to_weights[l], false);
       }
       if (!net.active(l)) {
-        through_weight(net, l, rows, stride, result, net.outputs(l), kNothing);
+        through_weight(net, l, rows, stride, out, net.outputs(l), kNothing);
         return;
       }
-      T* out = l == last && net.stride(l) == net.outputs(l) ? result : buffers[l % 2];
       Pointwise<T> p = net.behind(l, out);
       p.value = pointer<T>(hidden[l]);
-      p.pulled = unscaled[l];
+      p.pulled = l < last ? unscaled[l] : pointer<T>(behind_last);
       p.curvature = curvature[l];
+      if (l == last && !direct) {
+        copy_rows(output_pointer<T>(behind_last), p.stride, pointer<T>(cotangent), net.outputs(l),
+                  net.samples, net.outputs(l));
+      }
       through_weight(net, l, rows, stride, out, p.stride,
                      [&](int64_t a, int64_t b, int64_t c, int64_t d) { pointwise_tile(p, a, b, c, d); });
       rows = out;
       stride = p.stride;
     }
-    if (rows != result) copy_rows(result, net.outputs(last), rows, stride, net.samples, net.outputs(last));
+    if (!direct) copy_rows(result, net.outputs(last), rows, stride, net.samples, net.outputs(last));
   });
   return {to_cotangent, to_hidden};
 }
@@ -383,8 +404,8 @@ std::tuple<Tensor, std::vector<Tensor>> mlp_value_backward(
   const Tensor gradient = as_contiguous(gradient_in), x = as_contiguous(x_in);
   const Layers net(weights, activations, std::move(slopes), x.size(0));
   const size_t last = net.count() - 1;
-  const int64_t scratch[] = {2, net.samples, net.widest()};
-  const Tensor to_x = new_gradient(of_input, x, x.sizes()), memory = new_output(x, Sizes(scratch, 3));
+  const Tensor to_x = new_gradient(of_input, x, x.sizes());
+  const Buffers buffers(net, net.active(last) ? net.count() : last, x);
   const bool of_weights = !to_weights.empty();
   std::vector<Tensor> to_biases;
   for (size_t l = 0; of_weights && l <= last; ++l) {
@@ -395,14 +416,10 @@ std::tuple<Tensor, std::vector<Tensor>> mlp_value_backward(
     using T = decltype(element);
     const T* rows = pointer<T>(gradient);
     int64_t stride = net.outputs(last);
-    T* buffers[] = {output_pointer<T>(memory), output_pointer<T>(memory) + net.samples * net.widest()};
     if (net.active(last)) {
-      Pointwise<T> p = net.behind(last, buffers[(last + 1) % 2]);
-      p.value = pointer<T>(hidden[last]);
-      copy_rows(p.rows, p.stride, rows, stride, net.samples, stride);
-      scale_rows(net, p);
-      rows = p.rows;
-      stride = p.stride;
+      scale_last(net, gradient, hidden[last], buffers.at<T>(last));
+      rows = buffers.at<T>(last);
+      stride = net.stride(last);
     }
     for (size_t l = last + 1; l-- > 0;) {
       if (of_weights) {
@@ -417,7 +434,7 @@ std::tuple<Tensor, std::vector<Tensor>> mlp_value_backward(
           back_through_weight(net, 0, rows, stride, output_pointer<T>(to_x), net.inputs(0), kNothing);
         return;
       }
-      T* out = buffers[l % 2];
+      T* out = buffers.at<T>(l - 1);
       Pointwise<T> p = net.behind(l - 1, out);
       p.value = pointer<T>(hidden[l - 1]);
       p.added = by_hidden.empty() ? nullptr : pointer<T>(by_hidden[l - 1]);

@@ -1,7 +1,7 @@
 """Fused operators: `fisherkernels.ops.NAME` checks its arguments and calls `torch.ops.fisherkernels.NAME`.
 
-Every operator has a native CPU kernel, a native CUDA kernel (but for `relu_metric_factor`) and a PyTorch twin; the twin
-runs wherever there is no native kernel. Each is differentiable once, except those of the solvers (`metric_solve`,
+Every operator has a native CPU kernel, a native CUDA kernel (but for `relu_metric_factor`, `mlp_laplacian` and
+`mlp_sweep`) and a PyTorch twin; the twin runs wherever there is no native kernel. Each is differentiable once, except those of the solvers (`metric_solve`,
 `factor_solve`, `relu_metric_factor`, `cg_update`), through which `FisherMetric` differentiates implicitly, and
 `svgd_step`, whose particles carry no graph.
 """

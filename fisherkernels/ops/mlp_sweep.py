@@ -67,8 +67,8 @@ def mlp_sweep(
         TypeError: for a dtype other than float32 and float64, or mixed dtypes.
         ValueError: for shapes that do not go together, mixed devices, another activation, a negative slope below 0.
 
-    Source: the plain backward and forward modes, with the sweeps of Elkhalil et al., "Fisher Auto-Encoders", AISTATS
-    2021, eq. 11, in mind.
+    Source: Elkhalil et al., "Fisher Auto-Encoders", AISTATS 2021, eq. 11, whose terms are such products; their backward
+    passes are derived by hand.
     """
     name = "mlp_sweep"
     check_full_precision(name, "x", x, "autocast networks are swept layer by layer")
@@ -178,10 +178,11 @@ class _VJP(torch.autograd.Function):
         if torch.is_grad_enabled():
             return None, *_again(lambda *a: (_plain_vjp(constants, *a),), (cotangent, *tensors), (tangent,))
         hidden, weights, rest = tensors[:active], tensors[active:], ctx.saved_tensors[inputs:]
+        between = len(weights) - 1
         to_weights = [torch.empty_like(w) for w in weights] if _trains(weights[0].grad_fn) else []
         to_cotangent, to_hidden = below_autograd(
             torch.ops.fisherkernels.mlp_vjp_backward.default,
-            tangent, cotangent, rest[:active], rest[active:], hidden, weights, *constants, to_weights,
+            tangent, cotangent, rest[:between], rest[between:], hidden, weights, *constants, to_weights,
         )  # fmt: skip
         return (
             None,
@@ -272,27 +273,32 @@ def _vjp(cotangent, hidden, weights, activations, slopes):
     before, behind = [], []
     for h, weight, kind, slope in reversed(list(zip_longest(hidden, weights, activations, slopes))):
         if h is not None:
-            behind += [_padded(cotangent)] if kind in _CURVED else []
+            between = weight is not weights[-1]
+            behind += [_padded(cotangent)] if between and kind in _CURVED else []
             cotangent = _scaled(cotangent, h[:, : len(weight)], kind, slope)
-            before.append(_padded(cotangent))
+            before += [_padded(cotangent)] if between else []
         cotangent = cotangent @ weight
     return cotangent, [part.clone() for part in before[::-1]], [part.clone() for part in behind[::-1]]
 
 
 def _vjp_backward(tangent, cotangent, before, behind, hidden, weights, activations, slopes, to_weights):
-    to_hidden, unscaled = [], _by_layer(activations, behind)
+    to_hidden, last = [], len(weights) - 1
+    unscaled = [*_by_layer(activations[:last], behind), cotangent]
     for i, weight in enumerate(weights):
         active, width = i < len(hidden), len(weight)
+        y = hidden[i][:, :width] if active else None
         if to_weights:
-            to_weights[i].copy_((before[i][:, :width] if active else cotangent).t() @ tangent)
+            arrived = before[i][:, :width] if i < last else cotangent
+            if i == last and active:
+                arrived = _scaled(cotangent, y, activations[i], slopes[i])
+            to_weights[i].copy_(arrived.t() @ tangent)
         tangent = tangent @ weight.t()
         if not active:
             continue
-        y, kind = hidden[i][:, :width], activations[i]
-        if kind in _CURVED:
-            drift = 1 - 2 * y if SWEEP_ACTIVATIONS[kind] == "sigmoid" else -2 * y
+        if activations[i] in _CURVED:
+            drift = 1 - 2 * y if SWEEP_ACTIVATIONS[activations[i]] == "sigmoid" else -2 * y
             to_hidden.append(_padded(tangent * unscaled[i][:, :width] * drift))
-        tangent = _scaled(tangent, y, kind, slopes[i])
+        tangent = _scaled(tangent, y, activations[i], slopes[i])
     return tangent, [part.clone() for part in to_hidden]
 
 
@@ -328,8 +334,8 @@ def _value_fake(x, weights, biases, activations, slopes):
 
 def _vjp_fake(cotangent, hidden, weights, activations, slopes):
     pulled = cotangent.new_empty(len(cotangent), weights[0].shape[1])
-    rows = _rows_like(weights, activations, cotangent)
-    return pulled, rows, _curved_rows_like(weights, activations, cotangent)
+    between = activations[: len(weights) - 1]
+    return pulled, _rows_like(weights, between, cotangent), _curved_rows_like(weights, between, cotangent)
 
 
 def _vjp_backward_fake(tangent, cotangent, before, behind, hidden, weights, activations, slopes, to_weights):
