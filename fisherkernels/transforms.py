@@ -1,8 +1,28 @@
-"""Whether code runs inside a transform of torch.func."""
+"""Whether code runs inside a transform of torch.func, or in another mode that sees through its operations."""
 
 import torch
+from torch import Tensor, nn
 
 
 def inside_transform() -> bool:
     """True inside grad, vmap, jvp, vjp, jacrev, ... of torch.func: values of tensors may then not be looked at."""
     return torch._C._are_functorch_transforms_active()
+
+
+def plainly_eager() -> bool:
+    """False where operations are traced, transformed or carry tangents: a node of our own would hide them."""
+    return not (
+        torch.compiler.is_compiling() or inside_transform() or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+def records(*tensors: Tensor) -> bool:
+    """Whether eager autograd will record a computation with these plain tensors, in their own dtype."""
+    if not torch.is_grad_enabled() or not plainly_eager() or torch.is_autocast_enabled(tensors[0].device.type):
+        return False
+    required = False
+    for t in tensors:
+        if type(t) is not Tensor and type(t) is not nn.Parameter:
+            return False
+        required = required or t.requires_grad
+    return required

@@ -9,6 +9,7 @@
 #include <bit>
 
 #include "cpu/buffers.h"
+#include "cpu/lanes.h"
 #include "cpu/matmul.h"
 #include "cpu/scratch.h"
 #include "cpu/tensors.h"
@@ -16,11 +17,6 @@
 
 namespace fisherkernels {
 namespace {
-
-FK_WIDTHS(multiply, Product<float>)
-FK_WIDTHS(multiply, Product<double>)
-FK_WIDTHS(pack, Packing<float>)
-FK_WIDTHS(pack, Packing<double>)
 
 // Rows before an activation, of samples begin..end: `before` [samples, K + 2, stride].
 template <typename T>
@@ -248,8 +244,7 @@ template <typename T>
 void multiply_rows(const T* left, int64_t left_stride, const std::vector<T>& packed, T* out,
                    int64_t out_stride, int64_t rows, int64_t inner, int64_t columns) {
   columns = padded_columns(columns);
-  multiply(Product<T>{left, left_stride, 1, packed.data(), 0, out, out_stride, rows, inner, columns, false},
-           0, 1);
+  multiply(Product<T>{left, left_stride, 1, packed.data(), 0, out, out_stride, rows, inner, columns, false});
 }
 
 // The rows before every activation but the first of samples first..last, from those before the first;
@@ -356,8 +351,7 @@ template <typename T>
 void add_to_weight(const Layer<T>& layer, const T* gradient, const T* after, int64_t samples, int64_t rows,
                    T* sums) {
   multiply(Product<T>{gradient, 1, layer.out_stride, after, layer.stride, sums + layer.to_weight,
-                      layer.stride, layer.outputs, samples * rows, padded_columns(layer.units), true},
-           0, 1);
+                      layer.stride, layer.outputs, samples * rows, padded_columns(layer.units), true});
   T* to_bias = sums + layer.to_bias;
   for (int64_t n = 0; n < samples; ++n) {
     const T* row = gradient + n * rows * layer.out_stride;

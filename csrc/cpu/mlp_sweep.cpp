@@ -4,27 +4,12 @@
 // Every sweep is one product of matrices a layer. What comes behind a layer (bias and activation, or the
 // activation's slope) is done to a tile of the product while it is in the first-level cache.
 #include "cpu/buffers.h"
+#include "cpu/lanes.h"
 #include "cpu/tiled_product.h"
 #include "math/activation.h"
 
 namespace fisherkernels {
 namespace {
-
-FK_WIDTHS(multiply, Product<float>)
-FK_WIDTHS(multiply, Product<double>)
-FK_WIDTHS(pack, Packing<float>)
-FK_WIDTHS(pack, Packing<double>)
-
-struct Kernels {
-  template <typename T>
-  static void multiply(const Product<T>& product) {
-    fisherkernels::multiply(product, 0, 1);
-  }
-  template <typename T>
-  static void pack(const Packing<T>& packing, int64_t begin, int64_t end) {
-    fisherkernels::pack(packing, begin, end);
-  }
-};
 
 // Activations whose derivatives follow from their value y.
 enum class Kind : int64_t { kTanh = 0, kSigmoid = 1, kRelu = 2, kLeakyRelu = 3 };
@@ -184,8 +169,8 @@ template <typename T, typename Behind>
 void through_weight(const Layers& net, size_t l, const T* rows, int64_t stride, T* out, int64_t out_stride,
                     const Behind& behind) {
   const int64_t inner = net.inputs(l);
-  tiled_product<Kernels, T>({rows, stride, 1}, {pointer<T>(net.weights[l]), 1, inner}, out, out_stride,
-                            net.samples, inner, net.outputs(l), false, behind);
+  tiled_product<T>({rows, stride, 1}, {pointer<T>(net.weights[l]), 1, inner}, out, out_stride, net.samples,
+                   inner, net.outputs(l), false, behind);
 }
 
 // out [N, h_(l-1)] = rows [N, h_l] W_l.
@@ -193,8 +178,8 @@ template <typename T, typename Behind>
 void back_through_weight(const Layers& net, size_t l, const T* rows, int64_t stride, T* out,
                          int64_t out_stride, const Behind& behind) {
   const int64_t columns = net.inputs(l);
-  tiled_product<Kernels, T>({rows, stride, 1}, {pointer<T>(net.weights[l]), columns, 1}, out, out_stride,
-                            net.samples, net.outputs(l), columns, false, behind);
+  tiled_product<T>({rows, stride, 1}, {pointer<T>(net.weights[l]), columns, 1}, out, out_stride, net.samples,
+                   net.outputs(l), columns, false, behind);
 }
 
 constexpr auto kNothing = [](int64_t, int64_t, int64_t, int64_t) {};
@@ -204,8 +189,8 @@ template <typename T>
 void weight_gradient(const Layers& net, size_t l, const T* cotangent, int64_t stride, const T* operand,
                      int64_t operand_stride, const Tensor& to, bool add) {
   const int64_t columns = net.inputs(l);
-  tiled_product<Kernels, T>({cotangent, 1, stride}, {operand, operand_stride, 1}, output_pointer<T>(to),
-                            columns, net.outputs(l), net.samples, columns, add, kNothing);
+  tiled_product<T>({cotangent, 1, stride}, {operand, operand_stride, 1}, output_pointer<T>(to), columns,
+                   net.outputs(l), net.samples, columns, add, kNothing);
 }
 
 // The tensors given for the curved ones among the first `n` activations, by layer: null for the others.
@@ -217,6 +202,12 @@ std::vector<T*> by_layer(const Layers& net, size_t n, const std::vector<Tensor>&
     if (is_curved(net.kinds[l])) result[l] = output_pointer<T>(curved[next++]);
   }
   return result;
+}
+
+// What no tile covers: gradients are looked at as a whole.
+template <typename T>
+void zero_pads(T* rows, int64_t n, int64_t columns, int64_t stride) {
+  for (int64_t i = 0; i < n; ++i) std::fill(rows + i * stride + columns, rows + (i + 1) * stride, T(0));
 }
 
 template <typename T>
@@ -340,17 +331,16 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_vjp(const Tenso
   return {pulled, before, behind};
 }
 
-// From the gradient of Jᵀ cotangent: those of the cotangent and of what the curved activations gave; the
-// weights' gradients go to `to_weights`, where it has any.
-std::tuple<Tensor, std::vector<Tensor>> mlp_vjp_backward(
-    const Tensor& tangent_in, const Tensor& cotangent_in, std::vector<Tensor> before,
-    std::vector<Tensor> behind, std::vector<Tensor> hidden, std::vector<Tensor> weights,
-    std::vector<int64_t> activations, std::vector<double> slopes, std::vector<Tensor> to_weights) {
+// From the gradient of Jᵀ cotangent: that of the cotangent; those of what the curved activations gave go to
+// `to_hidden`, the weights' to `to_weights`, where it has any.
+Tensor mlp_vjp_backward(const Tensor& tangent_in, const Tensor& cotangent_in, std::vector<Tensor> before,
+                        std::vector<Tensor> behind, std::vector<Tensor> hidden, std::vector<Tensor> weights,
+                        std::vector<int64_t> activations, std::vector<double> slopes,
+                        std::vector<Tensor> to_weights, std::vector<Tensor> to_hidden) {
   const Tensor tangent = as_contiguous(tangent_in), cotangent = as_contiguous(cotangent_in);
   const Layers net(weights, activations, std::move(slopes), tangent.size(0));
   const size_t last = net.count() - 1;
   const Tensor to_cotangent = new_output(cotangent, cotangent.sizes());
-  const std::vector<Tensor> to_hidden = net.curved_rows(net.count(), tangent);
   const bool direct = !net.active(last) || net.stride(last) == net.outputs(last);
   const Buffers buffers(net, direct ? last : net.count(), tangent);
   const Tensor behind_last = direct ? cotangent : net.rows(last, cotangent);
@@ -380,6 +370,7 @@ std::tuple<Tensor, std::vector<Tensor>> mlp_vjp_backward(
       p.value = pointer<T>(hidden[l]);
       p.pulled = l < last ? unscaled[l] : pointer<T>(behind_last);
       p.curvature = curvature[l];
+      if (p.curvature) zero_pads(p.curvature, net.samples, padded_columns(net.outputs(l)), p.stride);
       if (l == last && !direct) {
         copy_rows(output_pointer<T>(behind_last), p.stride, pointer<T>(cotangent), net.outputs(l),
                   net.samples, net.outputs(l));
@@ -391,27 +382,23 @@ std::tuple<Tensor, std::vector<Tensor>> mlp_vjp_backward(
     }
     if (!direct) copy_rows(result, net.outputs(last), rows, stride, net.samples, net.outputs(last));
   });
-  return {to_cotangent, to_hidden};
+  return to_cotangent;
 }
 
 // From the gradients of the value and of what the activations before it gave (an empty list: none of any):
-// that of x (empty unless of_input) and of the biases, where wanted; the weights' go to `to_weights`, where
-// it has any, and are added there with `add`.
-std::tuple<Tensor, std::vector<Tensor>> mlp_value_backward(
-    const Tensor& gradient_in, std::vector<Tensor> by_hidden, const Tensor& x_in, std::vector<Tensor> hidden,
-    std::vector<Tensor> weights, std::vector<int64_t> activations, std::vector<double> slopes,
-    std::vector<Tensor> to_weights, bool add, bool of_input) {
+// that of x, empty unless of_input; the weights' and biases' go to `to_weights` and `to_biases`, where these
+// have any, the weights' are added there with `add`.
+Tensor mlp_value_backward(const Tensor& gradient_in, std::vector<Tensor> by_hidden, const Tensor& x_in,
+                          std::vector<Tensor> hidden, std::vector<Tensor> weights,
+                          std::vector<int64_t> activations, std::vector<double> slopes,
+                          std::vector<Tensor> to_weights, std::vector<Tensor> to_biases, bool add,
+                          bool of_input) {
   const Tensor gradient = as_contiguous(gradient_in), x = as_contiguous(x_in);
   const Layers net(weights, activations, std::move(slopes), x.size(0));
   const size_t last = net.count() - 1;
   const Tensor to_x = new_gradient(of_input, x, x.sizes());
   const Buffers buffers(net, net.active(last) ? net.count() : last, x);
   const bool of_weights = !to_weights.empty();
-  std::vector<Tensor> to_biases;
-  for (size_t l = 0; of_weights && l <= last; ++l) {
-    const int64_t size = net.outputs(l);
-    to_biases.push_back(new_output(x, Sizes(&size, 1)));
-  }
   dispatch_full_precision(x, "mlp_value_backward", [&](auto element) {
     using T = decltype(element);
     const T* rows = pointer<T>(gradient);
@@ -444,7 +431,7 @@ std::tuple<Tensor, std::vector<Tensor>> mlp_value_backward(
       stride = p.stride;
     }
   });
-  return {to_x, to_biases};
+  return to_x;
 }
 
 }  // namespace

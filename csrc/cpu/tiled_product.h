@@ -33,9 +33,8 @@ inline int64_t part_begin(int64_t columns, int64_t parts, int64_t part) {
 }
 
 // out [rows, columns] = (or +=) left right, then behind(row, end_row, column, end_column) for every tile of
-// it. `Kernels` has multiply(Product) and pack(Packing, begin, end). Where rows of `out` are not padded, they
-// are written through a padded tile.
-template <typename Kernels, typename T, typename Behind>
+// it. Where rows of `out` are not padded, they are written through a padded tile.
+template <typename T, typename Behind>
 void tiled_product(const Matrix<T>& left, const Matrix<T>& right, T* out, int64_t out_stride, int64_t rows,
                    int64_t inner, int64_t columns, bool add, const Behind& behind) {
   if (rows == 0 || columns == 0) return;
@@ -56,14 +55,14 @@ void tiled_product(const Matrix<T>& left, const Matrix<T>& right, T* out, int64_
       const int64_t n = std::min(height, rows - row), wide = end_column - column;
       T* to = out + row * out_stride + column;
       if (!padded) {
-        Kernels::pack(Packing<T>{panels, right.data + column * right.by_column, right.by_row, right.by_column,
-                                 inner, wide},
-                      0, wide);
+        pack(Packing<T>{panels, right.data + column * right.by_column, right.by_row, right.by_column, inner,
+                        wide},
+             0, wide);
       }
-      Kernels::multiply(Product<T>{left.data + row * left.by_row, left.by_row, left.by_column,
-                                   padded ? right.data + column : panels, padded ? right.by_row : 0,
-                                   direct ? to : tile, direct ? out_stride : kTileColumns, n, inner,
-                                   padded_columns(wide), add && direct});
+      multiply(Product<T>{left.data + row * left.by_row, left.by_row, left.by_column,
+                          padded ? right.data + column : panels, padded ? right.by_row : 0,
+                          direct ? to : tile, direct ? out_stride : kTileColumns, n, inner,
+                          padded_columns(wide), add && direct});
       for (int64_t i = 0; !direct && i < n; ++i) {
         T* there = to + i * out_stride;
         for (int64_t j = 0; j < wide; ++j) there[j] = tile[i * kTileColumns + j] + (add ? there[j] : T(0));

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from fisherkernels.ops import backends
 from fisherkernels.ops.mlp_sweep import SWEEP_ACTIVATIONS, MLPSweep, unchecked_sweep
+from fisherkernels.transforms import records
 
 from .plan import Ref, Step
-from .recording import records
 
 _LARGEST = 1 << 19  # elements of a weight; torch's products of larger ones are faster
 
@@ -60,9 +60,8 @@ def sweep_of(calls: list[tuple[tuple, dict]], rules: list[str], x: Tensor) -> tu
     layers = [_weight_and_bias(*call) for call in calls[::2]]
     slopes = [_negative_slope(rule, *call) for rule, call in zip(rules[1::2], calls[1::2], strict=True)]
     weights, biases = zip(*layers, strict=True)
-    alike = all(w.dim() == 2 and w.dtype is x.dtype and w.numel() <= _LARGEST for w in weights)
     parameters = (*weights, *(bias for bias in biases if bias is not None))
-    if not (alike and min(slopes) >= 0 and records(x, *parameters) and backends()["cpu"].active):
+    if not (min(slopes) >= 0 and _fit(x, layers) and records(x, *parameters) and backends()["cpu"].active):
         return None
     kinds = [SWEEP_ACTIVATIONS.index(rule) for rule in rules[1::2]]
     sweep = unchecked_sweep(x, weights, biases, kinds, slopes)
@@ -70,6 +69,21 @@ def sweep_of(calls: list[tuple[tuple, dict]], rules: list[str], x: Tensor) -> tu
     for i, (rule, hidden, slope) in enumerate(zip(rules[1::2], sweep.hidden, slopes, strict=True)):
         saved.insert(2 * i + 1, (hidden, slope, True) if rule == "leaky_relu" else (hidden,))
     return sweep, saved
+
+
+def _fit(x: Tensor, layers: list[tuple[Tensor, Tensor | None]]) -> bool:
+    """Whether the layers take x and one another; where they do not, the steps say so."""
+    width = x.shape[1]
+    for weight, bias in layers:
+        if weight.dim() != 2 or weight.shape[1] != width or weight.numel() > _LARGEST:
+            return False
+        width = weight.shape[0]
+        if bias is not None and bias.shape != (width,):
+            return False
+        for t in (weight, bias):
+            if t is not None and (t.dtype is not x.dtype or t.device != x.device):
+                return False
+    return True
 
 
 def _weight_and_bias(args: tuple, kwargs: dict) -> tuple[Tensor, Tensor | None]:

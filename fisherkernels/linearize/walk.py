@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from fisherkernels.ops.mlp_sweep import MLPSweep
+from fisherkernels.transforms import records
 
 from .plan import Step
-from .recording import records
 from .rules import RULES
 
 
@@ -77,7 +77,7 @@ def pull(
             seen[i + 1] = received
         if i in record.sweeps and not (stacked or alike) and seen is None:
             first, sweep = record.sweeps[i]
-            if records(received, *sweep.shared):
+            if received.dtype is sweep.value.dtype and records(received, *sweep.shared):
                 slot = record.steps[first].slots[0]
                 cotangents[slot] = add(cotangents[slot], sweep.vjp(received))
                 continue

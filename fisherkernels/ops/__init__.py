@@ -1,9 +1,9 @@
 """Fused operators: `fisherkernels.ops.NAME` checks its arguments and calls `torch.ops.fisherkernels.NAME`.
 
 Every operator has a native CPU kernel, a native CUDA kernel (but for `relu_metric_factor`, `mlp_laplacian` and
-`mlp_sweep`) and a PyTorch twin; the twin runs wherever there is no native kernel. Each is differentiable once, except those of the solvers (`metric_solve`,
-`factor_solve`, `relu_metric_factor`, `cg_update`), through which `FisherMetric` differentiates implicitly, and
-`svgd_step`, whose particles carry no graph.
+`mlp_sweep`) and a PyTorch twin; the twin runs wherever there is no native kernel. Each is differentiable once, except
+`mlp_sweep`, which is as often as needed, those of the solvers (`metric_solve`, `factor_solve`, `relu_metric_factor`,
+`cg_update`), through which `FisherMetric` differentiates implicitly, and `svgd_step`, whose particles carry no graph.
 """
 
 from fisherkernels.ops._library import BackendStatus, backends, load_libraries, use_twins

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fisherkernels.ops._autograd import below_autograd, not_differentiable
-from fisherkernels.ops._checks import check_full_precision, check_matrix, check_tensor
+from fisherkernels.ops._checks import check_full_precision, check_matrix, check_same_shape, check_tensor
 from fisherkernels.ops._layout import row_stride
 from fisherkernels.ops._library import define
+from fisherkernels.transforms import plainly_eager
 
 SWEEP_ACTIVATIONS = ("tanh", "sigmoid", "relu", "leaky_relu")
 _CURVED = (0, 1)  # with a second derivative
@@ -34,8 +35,16 @@ class MLPSweep(NamedTuple):
     shared: tuple[Tensor, ...]  # what the activations gave, padded, and the weights, as outputs of the value's node
 
     def vjp(self, cotangent: Tensor) -> Tensor:
-        """J^T c, [N, h_0], for c [N, m]."""
-        return _VJP.apply(self.constants, cotangent, *self.shared)
+        """J^T c, [N, h_0], for c [N, m].
+
+        Raises:
+            TypeError: ``cotangent`` is no tensor, or of another dtype than the value.
+            ValueError: it has another shape or device.
+        """
+        check_tensor("mlp_sweep", "cotangent", cotangent, self.value)
+        check_same_shape("mlp_sweep", "cotangent", cotangent, "the value", self.value)
+        sweep = _VJP.apply if plainly_eager() else _plain_vjp
+        return sweep(self.constants, cotangent, *self.shared)
 
 
 def mlp_sweep(
@@ -104,11 +113,13 @@ def unchecked_sweep(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], kinds: list[int], slopes: list[float]
 ) -> MLPSweep:
     """:func:`mlp_sweep` of what is known to go together; activations by their number."""
-    count = len(weights)
-    results = _Value.apply((kinds, slopes), count, x, *weights, *biases)
-    rows = tuple(h if h.shape[1] == len(w) else h[:, : len(w)] for h, w in zip(results, weights, strict=False))
-    active = len(kinds)
-    return MLPSweep(rows[-1], rows[:active], (kinds, slopes), results[:active] + results[count:])
+    count, active = len(weights), len(kinds)
+    sweep = _Value.apply if plainly_eager() else _plain_value
+    results = sweep((kinds, slopes), count, x, *weights, *biases)
+    rows = [h if h.shape[1] == len(w) else h[:, : len(w)] for h, w in zip(results, weights, strict=False)]
+    # Behind a view, so that its hooks run only where it has a gradient of its own.
+    value = rows[-1].contiguous() if rows[-1] is not results[count - 1] else rows[-1].view_as(rows[-1])
+    return MLPSweep(value, tuple(rows[:active]), (kinds, slopes), results[:active] + results[count:])
 
 
 class _Value(torch.autograd.Function):
@@ -131,29 +142,36 @@ class _Value(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *received):
-        constants, count, needs = ctx.constants, ctx.count, ctx.needs_input_grad
-        x, *parameters = ctx.saved_tensors[: 1 + 2 * count]
-        if torch.is_grad_enabled():
-            return None, None, *_again(partial(_plain_value, constants, count), (x, *parameters), received)
-        weights, hidden = parameters[:count], ctx.saved_tensors[1 + 2 * count :]
-        *of_hidden, gradient = received[:count]
-        width, by_hidden = len(weights[-1]), []
-        if any(given is not None for given in of_hidden):
-            pairs = zip(hidden, of_hidden, strict=False)
-            by_hidden = [torch.zeros_like(h) if given is None else given.contiguous() for h, given in pairs]
-        gradient = x.new_zeros(len(x), width) if gradient is None else gradient[:, :width]
+        (kinds, slopes), count, needs = ctx.constants, ctx.count, ctx.needs_input_grad[2:]
+        x, *others = ctx.saved_tensors
+        parameters, hidden = others[: 2 * count], others[2 * count :]
+        if torch.is_grad_enabled() or not _ordinary(received):
+            again = partial(_plain_value, ctx.constants, count)
+            return None, None, *_again(again, (x, *parameters), received)
+        of_rows, given = received[:count], received[count:]  # given: made by _VJP.backward for this node alone
+        top = max((i + 1 for i, gradient in enumerate(of_rows) if gradient is not None), default=0)
+        if top == 0:
+            return None, None, None, *given, *[None] * count
+        weights = parameters[:top]
         to_weights, add = [], False
         if _trains(ctx):
-            given = received[count:]  # made by _VJP.backward for this node alone: they may be added to
-            add = any(part is not None for part in given)
-            make = torch.zeros_like if add else torch.empty_like
-            to_weights = [make(w) if g is None else g.contiguous() for w, g in zip(weights, given, strict=True)]
-        to_x, to_biases = below_autograd(
+            add = any(part is not None for part in given[:top])
+            make = partial(torch.zeros_like if add else torch.empty_like, memory_format=torch.contiguous_format)
+            to_weights = [make(w) if g is None else g.contiguous() for w, g in zip(weights, given, strict=False)]
+        by_hidden = []
+        if any(gradient is not None for gradient in of_rows[: top - 1]):
+            pairs = zip(hidden, of_rows[: top - 1], strict=False)
+            by_hidden = [torch.zeros_like(h) if gradient is None else gradient.contiguous() for h, gradient in pairs]
+        gradient = of_rows[top - 1][:, : len(weights[-1])]
+        to_biases = [x.new_empty(len(w)) for w in to_weights]
+        to_x = below_autograd(
             torch.ops.fisherkernels.mlp_value_backward.default,
-            gradient, by_hidden, x, hidden, weights, *constants, to_weights, add, needs[2],
+            gradient, by_hidden, x, hidden[:top], weights, kinds[:top], slopes[:top],
+            to_weights, to_biases, add, needs[0],
         )  # fmt: skip
-        results = [to_x, *(to_weights or [None] * count), *(to_biases or [None] * count)]
-        return None, None, *(part if needed else None for part, needed in zip(results, needs[2:], strict=True))
+        behind = [None] * (count - top)
+        results = [to_x, *(to_weights or [None] * top), *given[top:], *(to_biases or [None] * top), *behind]
+        return None, None, *(part if needed else None for part, needed in zip(results, needs, strict=True))
 
 
 class _VJP(torch.autograd.Function):
@@ -174,15 +192,18 @@ class _VJP(torch.autograd.Function):
         constants, active, inputs = ctx.constants, len(ctx.constants[0]), len(ctx.needs_input_grad) - 1
         if tangent is None:
             return (None,) * (1 + inputs)
-        cotangent, *tensors = ctx.saved_tensors[:inputs]
-        if torch.is_grad_enabled():
+        cotangent, *others = ctx.saved_tensors
+        tensors, rest = others[: inputs - 1], others[inputs - 1 :]
+        if torch.is_grad_enabled() or not _ordinary((tangent,)):
             return None, *_again(lambda *a: (_plain_vjp(constants, *a),), (cotangent, *tensors), (tangent,))
-        hidden, weights, rest = tensors[:active], tensors[active:], ctx.saved_tensors[inputs:]
-        between = len(weights) - 1
-        to_weights = [torch.empty_like(w) for w in weights] if _trains(weights[0].grad_fn) else []
-        to_cotangent, to_hidden = below_autograd(
+        hidden, weights = tensors[:active], tensors[active:]
+        between, node = len(weights) - 1, weights[0].grad_fn
+        make = partial(torch.empty_like, memory_format=torch.contiguous_format)
+        to_weights = [make(w) for w in weights] if node is not None and _trains(node) else []
+        to_hidden = _curved_rows_like(weights, constants[0], tangent)
+        to_cotangent = below_autograd(
             torch.ops.fisherkernels.mlp_vjp_backward.default,
-            tangent, cotangent, rest[:between], rest[between:], hidden, weights, *constants, to_weights,
+            tangent, cotangent, rest[:between], rest[between:], hidden, weights, *constants, to_weights, to_hidden,
         )  # fmt: skip
         return (
             None,
@@ -198,12 +219,19 @@ def _by_layer(activations: list[int], curved: list[Tensor]) -> list[Tensor | Non
     return [next(given) if kind in _CURVED else None for kind in activations]
 
 
+def _ordinary(gradients: Sequence[Tensor | None]) -> bool:
+    """Not batched (torch.autograd.grad's is_grads_batched), in a transform or with tangents."""
+    batched = torch._C._functorch.is_legacy_batchedtensor
+    return plainly_eager() and not any(gradient is not None and batched(gradient) for gradient in gradients)
+
+
 def _trains(node: Any) -> bool:
     """Whether this backward, of all or of some inputs, is to give the gradient of a parameter of a _Value."""
-    run = torch._C._current_graph_task_id()
-    if getattr(node, "asked", (None, False))[0] != run:
-        node.asked = run, any(_runs(parameter) for parameter, _ in node.next_functions[1:] if parameter is not None)
-    return node.asked[1]
+    run, asked = torch._C._current_graph_task_id(), getattr(node, "asked", (None, False))
+    if asked[0] != run:
+        asked = run, any(_runs(parameter) for parameter, _ in node.next_functions[1:] if parameter is not None)
+        node.asked = asked
+    return asked[1]
 
 
 def _runs(node: Any) -> bool:
@@ -214,14 +242,26 @@ def _runs(node: Any) -> bool:
 
 
 def _again(function: Callable[..., tuple], inputs: tuple, received: tuple) -> tuple:
-    """Gradients that can be differentiated again: by autograd, through a second evaluation."""
+    """Gradients by autograd, through a second evaluation: to be differentiated again, batched, or with tangents."""
+    required = [t is not None and t.requires_grad for t in inputs]
     with torch.enable_grad():
-        outputs = function(*inputs)
-    pairs = [(output, given) for output, given in zip(outputs, received, strict=True) if given is not None]
-    wanted = [t for t in inputs if t is not None and t.requires_grad]
-    outputs, given = zip(*pairs, strict=True)
-    found = iter(torch.autograd.grad(outputs, wanted, given, create_graph=True, allow_unused=True))
-    return tuple(next(found) if t is not None and t.requires_grad else None for t in inputs)
+        # Views: only what goes through this evaluation counts, also where an input depends on another.
+        views = [t.view_as(t) if needed else t for t, needed in zip(inputs, required, strict=True)]
+        outputs = function(*views)
+    pairs = zip(outputs, received, strict=True)
+    used = [(output, given) for output, given in pairs if given is not None and output.requires_grad]
+    if not used:
+        return (None,) * len(inputs)
+    found = iter(
+        torch.autograd.grad(
+            [output for output, _ in used],
+            [t for t, needed in zip(views, required, strict=True) if needed],
+            [given for _, given in used],
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+        )
+    )
+    return tuple(next(found) if needed else None for needed in required)
 
 
 def _plain_value(constants, count, x, *parameters):
@@ -271,9 +311,9 @@ def _value(x, weights, biases, activations, slopes):
 
 def _vjp(cotangent, hidden, weights, activations, slopes):
     before, behind = [], []
-    for h, weight, kind, slope in reversed(list(zip_longest(hidden, weights, activations, slopes))):
+    for i, (h, weight, kind, slope) in reversed(list(enumerate(zip_longest(hidden, weights, activations, slopes)))):
         if h is not None:
-            between = weight is not weights[-1]
+            between = i < len(weights) - 1
             behind += [_padded(cotangent)] if between and kind in _CURVED else []
             cotangent = _scaled(cotangent, h[:, : len(weight)], kind, slope)
             before += [_padded(cotangent)] if between else []
@@ -281,8 +321,8 @@ def _vjp(cotangent, hidden, weights, activations, slopes):
     return cotangent, [part.clone() for part in before[::-1]], [part.clone() for part in behind[::-1]]
 
 
-def _vjp_backward(tangent, cotangent, before, behind, hidden, weights, activations, slopes, to_weights):
-    to_hidden, last = [], len(weights) - 1
+def _vjp_backward(tangent, cotangent, before, behind, hidden, weights, activations, slopes, to_weights, to_hidden):
+    last, curved = len(weights) - 1, iter(to_hidden)
     unscaled = [*_by_layer(activations[:last], behind), cotangent]
     for i, weight in enumerate(weights):
         active, width = i < len(hidden), len(weight)
@@ -297,13 +337,14 @@ def _vjp_backward(tangent, cotangent, before, behind, hidden, weights, activatio
             continue
         if activations[i] in _CURVED:
             drift = 1 - 2 * y if SWEEP_ACTIVATIONS[activations[i]] == "sigmoid" else -2 * y
-            to_hidden.append(_padded(tangent * unscaled[i][:, :width] * drift))
+            next(curved).copy_(_padded(tangent * unscaled[i][:, :width] * drift))
         tangent = _scaled(tangent, y, activations[i], slopes[i])
-    return tangent, [part.clone() for part in to_hidden]
+    return tangent
 
 
-def _value_backward(gradient, by_hidden, x, hidden, weights, activations, slopes, to_weights, add, of_input):
-    to_biases = []
+def _value_backward(
+    gradient, by_hidden, x, hidden, weights, activations, slopes, to_weights, to_biases, add, of_input
+):  # fmt: skip
     for i in range(len(weights) - 1, -1, -1):
         if i < len(hidden):
             if i < len(by_hidden):
@@ -313,9 +354,9 @@ def _value_backward(gradient, by_hidden, x, hidden, weights, activations, slopes
         if to_weights:
             product = gradient.t() @ operand
             to_weights[i].copy_(to_weights[i] + product if add else product)
-            to_biases.append(gradient.sum(0))
+            to_biases[i].copy_(gradient.sum(0))
         gradient = gradient @ weights[i] if i or of_input else x.new_empty(0)
-    return gradient, to_biases[::-1]
+    return gradient
 
 
 def _rows_like(weights, activations, like: Tensor) -> list[Tensor]:
@@ -338,12 +379,12 @@ def _vjp_fake(cotangent, hidden, weights, activations, slopes):
     return pulled, _rows_like(weights, between, cotangent), _curved_rows_like(weights, between, cotangent)
 
 
-def _vjp_backward_fake(tangent, cotangent, before, behind, hidden, weights, activations, slopes, to_weights):
-    return cotangent.new_empty(cotangent.shape), _curved_rows_like(weights, activations, tangent)
+def _vjp_backward_fake(tangent, cotangent, *_):
+    return cotangent.new_empty(cotangent.shape)
 
 
-def _value_backward_fake(gradient, by_hidden, x, hidden, weights, activations, slopes, to_weights, add, of_input):
-    return x.new_empty(x.shape if of_input else (0,)), [x.new_empty(len(w)) for w in weights if to_weights]
+def _value_backward_fake(gradient, by_hidden, x, *others):
+    return x.new_empty(x.shape if others[-1] else (0,))
 
 
 _REASON = "mlp_sweep builds its graph. Use that"
@@ -366,7 +407,7 @@ define(
 define(
     "mlp_vjp_backward",
     f"(Tensor tangent, Tensor cotangent, Tensor[] before, Tensor[] behind, Tensor[] hidden, {_NETWORK},"
-    " Tensor(a!)[] to_weights) -> (Tensor to_cotangent, Tensor[] to_hidden)",
+    " Tensor(a!)[] to_weights, Tensor(b!)[] to_hidden) -> Tensor",
     twin=_vjp_backward,
     fake=_vjp_backward_fake,
     autograd=not_differentiable("mlp_vjp_backward", _REASON),
@@ -374,7 +415,7 @@ define(
 define(
     "mlp_value_backward",
     f"(Tensor gradient, Tensor[] by_hidden, Tensor x, Tensor[] hidden, {_NETWORK}, Tensor(a!)[] to_weights,"
-    " bool add, bool of_input) -> (Tensor to_x, Tensor[] to_biases)",
+    " Tensor(b!)[] to_biases, bool add, bool of_input) -> Tensor",
     twin=_value_backward,
     fake=_value_backward_fake,
     autograd=not_differentiable("mlp_value_backward", _REASON),

@@ -114,8 +114,8 @@ def check_against():
         names = [f"output {i}" for i in range(len(outputs))] + [f"gradient {i}" for i in differentiable]
         results = zip(names, (*outputs, *grads), (*expected, *expected_grads), strict=True)
         for name, result, truth in results:
-            if truth is None:
-                assert result is None or not result.any(), f"{name}: expected no gradient"
+            if truth is None or result is None:  # no gradient is as good as one of zeros
+                assert all(t is None or not t.any() for t in (result, truth)), f"{name}: one of the two has no gradient"
                 continue
             assert result.shape == truth.shape, name
             assert result.is_contiguous() or name.startswith("gradient"), name

@@ -23,6 +23,7 @@ ONLY_FULL_PRECISION = [
     "metric_solve_samples",
     "multiply",
     "multiply_rows",
+    "pointwise",
 ]
 KERNELS = [
     *ONLY_FULL_PRECISION,

@@ -1,0 +1,474 @@
+"""Stretches of Linear and activation that run as one sweep, held against their steps run one by one."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from linearize_oracle import all_close, close, gradients, scalar_of
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from fisherkernels import fisher_ae_loss, linearize, ops, reference
+from fisherkernels.linearize import linearization, perceptron
+from fisherkernels.linearize.plan import plan_of
+
+sweeps_run = pytest.mark.skipif(not ops.backends()["cpu"].active, reason="sweeps need the native cpu library")
+
+
+class Functional(nn.Module):
+    """Functional forms of everything, a bias of None, keywords, a slope; attributes are read between the layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(5, 3)), nn.Parameter(torch.randn(6, 5))
+        self.bias = nn.Parameter(torch.randn(5))
+
+    def forward(self, x):
+        h = F.leaky_relu(F.linear(x, self.first, bias=self.bias), negative_slope=0.3)
+        return torch.tanh(F.linear(h, weight=self.second))
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        h = torch.tanh(self.first(x))
+        return self.last(torch.sigmoid(self.second(h)) + h)
+
+
+class Tied(nn.Module):
+    """One layer at both ends of a stretch."""
+
+    def __init__(self):
+        super().__init__()
+        self.ends, self.middle = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.ends(torch.tanh(self.middle(torch.relu(self.ends(x)))))
+
+
+class Outputs(nn.Module):
+    """A hidden value is an output as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        h = torch.tanh(self.first(x))
+        return self.last(h), h
+
+
+class Reshaped(nn.Module):
+    """Something after the stretch looks at its value in another shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers, self.fold = perceptron_of(), Fold()
+
+    def forward(self, x):
+        return self.fold(torch.sigmoid(self.layers(x)))
+
+
+class Fold(nn.Module):
+    def forward(self, x):
+        return x.view(-1, 12) if x.sum() > 0 else x.view(-1, 12)
+
+
+def perceptron_of(*extra):
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 7), nn.LeakyReLU(0.2), nn.Linear(7, 6), *extra)
+
+
+def with_reshapes():
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 6), nn.Sigmoid(), nn.Unflatten(1, (2, 3))
+    )
+
+
+def two_stretches():
+    return nn.Sequential(
+        nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.SiLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)
+    )
+
+
+NETWORKS = {
+    "plain": perceptron_of,
+    "a last activation": lambda: perceptron_of(nn.Sigmoid()),
+    "reshapes around": with_reshapes,
+    "two": two_stretches,
+    "ReLU": lambda: nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)),
+    "functional": Functional,
+    "tied": Tied,
+    "residual behind": lambda: nn.Sequential(perceptron_of(), nn.Tanh(), nn.Linear(6, 3), Residual()),
+}
+every_network = pytest.mark.parametrize("name", NETWORKS)
+
+
+@pytest.fixture
+def step_by_step(monkeypatch):
+    """start(): from here on no stretch is a sweep."""
+    return lambda: monkeypatch.setattr(linearization, "sweep_of", lambda *args: None)
+
+
+def make(name, dtype=torch.float64, samples=4):
+    net = NETWORKS[name]().to(dtype)
+    return net, torch.randn(samples, 3, dtype=dtype).requires_grad_()
+
+
+def swept(lin):
+    return len(lin._record.sweeps)
+
+
+@pytest.mark.parametrize(
+    "make, kinds",
+    [
+        (perceptron_of, ["linear tanh linear leaky_relu linear"]),
+        (lambda: perceptron_of(nn.Sigmoid()), ["linear tanh linear leaky_relu linear sigmoid"]),
+        (with_reshapes, ["linear relu linear sigmoid"]),
+        (two_stretches, ["linear tanh linear", "linear relu linear"]),
+        (lambda: perceptron_of(nn.Linear(6, 4), nn.Tanh()), ["linear tanh linear leaky_relu linear"]),
+        (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.ReLU(), nn.Linear(4, 2)), []),
+        (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh()), []),
+        (lambda: nn.Linear(3, 4), []),
+        (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Dropout(0.5), nn.Linear(4, 2)), []),
+        (lambda: perceptron_of(nn.Dropout(0.5)), ["linear tanh linear leaky_relu linear"]),
+        (Functional, ["linear leaky_relu linear tanh"]),
+        (Tied, ["linear relu linear tanh linear"]),
+        (Residual, []),
+        (Outputs, []),
+    ],
+)
+def test_stretches(make, kinds):
+    plan = plan_of(make())
+    assert [" ".join(plan.steps[i].rule for i in stretch) for stretch in plan.perceptrons] == kinds
+
+
+@sweeps_run
+@every_network
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_swept_in_eager_mode(name, dtype):
+    net, x = make(name, dtype)
+    assert swept(linearize(net, x)) == len(plan_of(net).perceptrons) > 0
+    assert swept(linearize(net, x.detach())) > 0
+    assert swept(linearize(net.requires_grad_(False), x)) > 0
+    assert swept(linearize(net, x.detach())) == 0  # nothing to record
+
+
+class Marked(torch.Tensor):
+    pass
+
+
+def in_transform(net, x):
+    found = []
+    torch.func.vjp(lambda x: found.append(linearize(net, x)) or found[0].value, x.detach())
+    return found[0]
+
+
+def in_forward_mode(net, x):
+    with torch.autograd.forward_ad.dual_level():
+        return linearize(net, torch.autograd.forward_ad.make_dual(x.detach(), torch.ones_like(x)))
+
+
+def under(context):
+    def run(net, x):
+        with context():
+            return linearize(net, x)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        pytest.param(under(lambda: torch.autocast("cpu", torch.bfloat16)), id="autocast"),
+        pytest.param(under(torch.no_grad), id="no_grad"),
+        pytest.param(under(torch.inference_mode), id="inference_mode"),
+        pytest.param(in_transform, id="torch.func"),
+        pytest.param(in_forward_mode, id="forward AD"),
+        pytest.param(lambda net, x: linearize(net.half(), x.half()), id="float16"),
+        pytest.param(lambda net, x: linearize(net.bfloat16(), x.bfloat16()), id="bfloat16"),
+        pytest.param(lambda net, x: linearize(net, x[None]), id="3-D input"),
+        pytest.param(lambda net, x: linearize(net, x[0]), id="1-D input"),
+        pytest.param(lambda net, x: linearize(net, x.as_subclass(Marked)), id="subclass"),
+        pytest.param(
+            lambda net, x: linearize(net, x, parameters={"0.weight": torch.randn(5, 3).as_subclass(Marked)}),
+            id="subclass as a parameter",
+        ),
+    ],
+)
+def test_step_by_step_otherwise(run):
+    net, x = perceptron_of(), torch.randn(4, 3, requires_grad=True)
+    lin = run(net, x)
+    assert swept(lin) == 0 and lin.value.shape[-1] == 6
+
+
+@sweeps_run
+def test_up_to_a_size(monkeypatch):
+    net, x = make("plain")
+    assert swept(linearize(net, x)) == 1
+    monkeypatch.setattr(perceptron, "_LARGEST", 41)  # the last weight has 42
+    assert swept(linearize(net, x)) == 0
+
+
+def products_of(lin, cotangent, stack, tangent):
+    last, chain = lin.last_linear(), lin.relu_chain()
+    single = not isinstance(lin.value, tuple)
+    yield "value", [lin.value]
+    yield "vjp", [lin.vjp(cotangent)]
+    yield "vjp of a stack", [lin.vjp(stack)]
+    yield "jvp", [lin.jvp(tangent)]
+    yield "jacobian", [lin.jacobian()] if single else []
+    yield "value and vjp", [lin.value, lin.vjp(cotangent), lin.vjp(cotangent.sin())]
+    yield "vjp at the value", [lin.vjp(lin.value.tanh())]
+    if last is not None:
+        hidden = last.push(tangent)
+        yield "last linear", [last.weight, hidden, last.pull(hidden), last.tangents()]
+    if chain is not None:
+        yield "ReLUs", [chain.first, *chain.weights, *chain.values]
+
+
+@every_network
+def test_same_as_step_by_step(name, step_by_step):
+    net, x = make(name)
+    swept_lin = linearize(net, x)
+    cotangent, tangent = torch.randn_like(swept_lin.value), torch.randn_like(x)
+    stack = torch.randn(3, *cotangent.shape, dtype=x.dtype)
+    given = cotangent, stack, tangent
+    results = {what: (parts, gradients(scalar_of(parts), net, x)) for what, parts in products_of(swept_lin, *given)}
+    step_by_step()
+    lin = linearize(net, x)
+    assert swept(lin) == 0
+    assert swept_lin.rules == lin.rules and swept_lin.work() == lin.work() and swept_lin.coupled == lin.coupled
+    expected = dict(products_of(lin, *given))
+    assert results.keys() == expected.keys()
+    for what, parts in expected.items():
+        for result, part in zip(results[what][0], parts, strict=True):
+            close(result, part, 1e-13, what)
+        all_close(results[what][1], gradients(scalar_of(parts), net, x), 1e-12, what)
+
+
+@every_network
+def test_second_derivatives(name, step_by_step):
+    net, x = make(name)
+
+    def twice():
+        lin = linearize(net, x)
+        loss = scalar_of([lin.value, lin.vjp(lin.value.sin())])
+        grads = torch.autograd.grad(loss, [*net.parameters(), x], create_graph=True)
+        return gradients(scalar_of(grads), net, x)
+
+    results = twice()
+    step_by_step()
+    all_close(results, twice(), 1e-11, "gradient")
+
+
+@every_network
+def test_kernels_and_twins(name):
+    net, x = make(name, torch.float32, 9)
+
+    def run():
+        lin = linearize(net, x)
+        parts = [lin.value, lin.vjp(lin.value.sin())]
+        return parts, gradients(scalar_of(parts), net, x)
+
+    parts, grads = run()
+    with ops.use_twins():
+        expected_parts, expected_grads = run()
+    for result, expected in zip(parts, expected_parts, strict=True):
+        close(result, expected, 1e-5, "value or vjp")
+    all_close(grads, expected_grads, 1e-4, "both")
+
+
+def test_an_empty_batch():
+    net, x = make("a last activation", samples=0)
+    lin = linearize(net, x)
+    assert lin.value.shape == (0, 6) and lin.vjp(lin.value).shape == (0, 3)
+    for grad in gradients(lin.vjp(lin.value).sum() + lin.value.sum(), net, x):
+        assert not grad.any()
+
+
+@pytest.mark.filterwarnings("ignore:.*no rule for")
+def test_the_value_is_contiguous():
+    """As a network's: 6 columns are kept in rows of 8."""
+    net, x = Reshaped(), torch.randn(4, 3)
+    close(linearize(net, x).value, net(x), 1e-6, "value")
+    assert linearize(perceptron_of(nn.Sigmoid()), x).value.is_contiguous()
+
+
+def test_given_parameters(step_by_step):
+    """Some in place of the net's own, views and parts of a graph among them."""
+    net, x = make("plain")
+    flat = torch.randn(5 * 7 + 3 * 5 + 7, dtype=x.dtype, requires_grad=True)
+    given = {"0.weight": flat[35:50].view(3, 5).t(), "2.weight": flat[:35].view(7, 5).tanh(), "2.bias": flat[50:]}
+    results = []
+    for _ in range(2):
+        lin = linearize(net, x, parameters=given)
+        loss = scalar_of([lin.value, lin.vjp(lin.value.sin())])
+        results.append(torch.autograd.grad(loss, [flat, net[0].bias, net[4].weight], retain_graph=True))
+        step_by_step()
+    all_close(*results, 1e-12, "both")
+
+
+@pytest.mark.parametrize(
+    "parameter, other, error",
+    [
+        ("bias", torch.ones(1), None),
+        ("bias", torch.ones(()), None),
+        ("bias", torch.ones(5).double(), RuntimeError),
+        ("bias", torch.ones(4), RuntimeError),
+        ("second", torch.ones(6, 9), RuntimeError),
+        ("second", torch.ones(5), None),
+        ("second", torch.ones(6, 5).double(), RuntimeError),
+        ("first", torch.ones(5, 7), RuntimeError),
+    ],
+)
+def test_what_does_not_fit_is_left_to_torch(parameter, other, error):
+    """Its errors, and its broadcasting."""
+    net, x = Functional(), torch.randn(4, 3, requires_grad=True)
+    setattr(net, parameter, nn.Parameter(other))
+    if error is None:
+        close(linearize(net, x).value, net(x), 1e-6, "value")
+        return
+    for run in (net, lambda x: linearize(net, x).value):
+        with pytest.raises(error):
+            run(x)
+
+
+def test_a_weight_on_another_device():
+    net = Functional()
+    net.second = nn.Parameter(net.second.to("meta"))
+    assert swept(linearize(net, torch.randn(4, 3))) == 0
+
+
+def test_an_input_of_another_width_or_dtype():
+    net = perceptron_of()
+    for x in (torch.randn(4, 2), torch.randn(4, 4), torch.randn(4, 3, dtype=torch.float64)):
+        with pytest.raises(RuntimeError, match="mat1 and mat2"):
+            linearize(net, x)
+
+
+def test_a_cotangent_of_another_dtype():
+    lin = linearize(perceptron_of(), torch.randn(4, 3))
+    for dtype in (torch.float64, torch.float16):
+        with pytest.raises((TypeError, RuntimeError), match="dtype"):
+            lin.vjp(torch.randn(4, 6).to(dtype))
+
+
+@every_network
+def test_compiled(name):
+    net, x = make(name)
+
+    def loss(net, x):
+        lin = linearize(net, x)
+        return scalar_of([lin.value, lin.vjp(lin.value.sin())])
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    all_close(gradients(compiled(net, x), net, x), gradients(loss(net, x), net, x), 1e-12, "both")
+
+
+def test_the_network_stays_as_it_was():
+    net, x = make("plain")
+    before = copy.deepcopy(net.state_dict())
+    lin = linearize(net, x)
+    lin.vjp(lin.value).sum().backward()
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert other.state_dict().keys() == before.keys()
+        close(linearize(other, x).value, lin.value, 0.0, "value")
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("weights", ["leaves", "made inside"])
+def test_activation_checkpointing(weights):
+    net, x = make("a last activation")
+
+    def part(x):
+        names = dict(net.named_parameters()) if weights == "made inside" else {}
+        lin = linearize(net, x, parameters={name: p.sin() for name, p in names.items()})
+        return scalar_of([lin.value, lin.vjp(lin.value.sin())])
+
+    result = gradients(checkpoint(part, x, use_reentrant=False), net, x)
+    all_close(result, gradients(part(x), net, x), 1e-14, "both")
+
+
+@pytest.mark.parametrize("position", range(3))
+@pytest.mark.parametrize("product", [False, True])
+def test_a_weight_changed_before_backward(position, product):
+    net, x = make("plain")
+    lin = linearize(net, x)
+    loss = (lin.vjp(torch.ones_like(lin.value).requires_grad_()) if product else lin.value).sum()
+    with torch.no_grad():
+        list(net.parameters())[2 * position].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("trained", ["both", "encoder", "decoder"])
+def test_fisher_auto_encoder(trained):
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 4))
+    decoder = nn.Sequential(nn.Linear(2, 7), nn.ReLU(), nn.Linear(7, 6), nn.Sigmoid(), nn.Unflatten(1, (2, 3)))
+    nets = nn.ModuleList([encoder, decoder]).double()
+    for name, net in (("encoder", encoder), ("decoder", decoder)):
+        net.requires_grad_(trained in ("both", name))
+    x, noise = torch.rand(5, 2, 3, dtype=torch.float64), torch.randn(2, 5, 2, dtype=torch.float64)
+    wanted = [p for p in nets.parameters() if p.requires_grad]
+    found = []
+    for loss in (fisher_ae_loss, reference.fisher_ae_loss):
+        output = loss(encoder, decoder, x, num_samples=2, noise=noise)
+        found.append((output.loss, *torch.autograd.grad(output.loss, wanted)))
+    all_close(*found, 1e-12, "the loss")
+
+
+def batched_gradients(lin, wanted):
+    outputs = lin.vjp(lin.value.sin()), lin.value
+    many = [torch.stack([output.detach().cos(), output.detach()]) for output in outputs]
+    return torch.autograd.grad(outputs, wanted, many, is_grads_batched=True)
+
+
+def gradients_with_tangents(lin, wanted):
+    product = lin.vjp(lin.value.sin())
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(product.detach().cos(), product.detach())
+        found = torch.autograd.grad(product, wanted, dual)
+        return [torch.autograd.forward_ad.unpack_dual(grad).tangent for grad in found]
+
+
+def gradients_without_nan(lin, wanted):
+    """No memory that nobody wrote, which is NaN under test, passes for a gradient."""
+    with torch.autograd.detect_anomaly():
+        return torch.autograd.grad(lin.vjp(lin.value.sin()).square().sum(), wanted)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("way", [batched_gradients, gradients_with_tangents, gradients_without_nan])
+def test_other_ways_to_a_gradient(way, step_by_step):
+    net = nn.Sequential(nn.Linear(3, 64), nn.Tanh(), nn.Linear(64, 6), nn.Sigmoid()).double()
+    x = torch.randn(4, 3, dtype=torch.float64).requires_grad_()
+    wanted = [x, *net.parameters()]
+    lin = linearize(net, x)
+    assert swept(lin) == 1
+    results = way(lin, wanted)
+    step_by_step()
+    all_close(results, way(linearize(net, x), wanted), 1e-12, "gradient")
+
+
+def test_products_alone():
+    """The last bias, which no product depends on, gets no gradient, and a hook on the value is not called."""
+    net, x = make("plain")
+    lin = linearize(net, x)
+    lin.value.register_hook(pytest.fail)
+    lin.vjp(torch.ones_like(lin.value)).sum().backward()
+    assert net[-1].bias.grad is None and net[-1].weight.grad is not None
+
+
+def test_a_cotangent_alone():
+    net, x = make("plain")
+    net.requires_grad_(False)
+    cotangent = torch.randn(4, 6, dtype=torch.float64).requires_grad_()
+    (grad,) = torch.autograd.grad(linearize(net, x.detach()).vjp(cotangent).square().sum(), cotangent)
+    product = torch.autograd.grad(net(x), x, cotangent.detach())[0]
+    close(grad, 2 * torch.func.jvp(net, (x.detach(),), (product,))[1], 1e-12, "gradient")
