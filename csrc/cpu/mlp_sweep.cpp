@@ -1,5 +1,5 @@
 // A perceptron's value, a vector-Jacobian product of it, and both backward passes, on CPU. Floor: the FLOPs,
-// 2 N Σ h_(l-1) h_l for each of the two and twice that for each backward pass; weights are read once a sweep.
+// 2 N Σ h_(l-1) h_l for each of the two and twice that for each backward pass.
 //
 // Every sweep is one product of matrices a layer. What comes behind a layer (bias and activation, or the
 // activation's slope) is done to a tile of the product while it is in the first-level cache.
@@ -99,7 +99,7 @@ FK_INLINE void pointwise_of(const Pointwise<T>& p, int64_t begin, int64_t end) {
 FK_WIDTHS(pointwise, Pointwise<float>)
 FK_WIDTHS(pointwise, Pointwise<double>)
 
-// The part of the matrices that a tile covers; columns are padded up to the end of the rows.
+// The part of the matrices that a tile covers, with the columns that pad the last one.
 template <typename T>
 void pointwise_tile(Pointwise<T> p, int64_t row, int64_t end_row, int64_t column, int64_t end_column) {
   const int64_t at = row * p.stride + column;
@@ -138,6 +138,8 @@ struct Layers {
   int64_t outputs(size_t l) const { return weights[l].size(0); }
   int64_t inputs(size_t l) const { return weights[l].size(1); }
   int64_t stride(size_t l) const { return row_stride(outputs(l)); }
+
+  // Padded rows behind layer l.
   Tensor rows(size_t l, const Tensor& like) const {
     const int64_t sizes[] = {samples, stride(l)};
     return new_output(like, Sizes(sizes, 2));
