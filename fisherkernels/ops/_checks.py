@@ -1,5 +1,7 @@
 """Argument checks of the operators: every message names the argument, what was expected and what came."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -41,6 +43,25 @@ def check_full_precision(
 def check_matrix(op: str, name: str, value: Tensor) -> None:
     if value.dim() != 2:
         raise ValueError(f"{op}: {name} must have two dimensions [rows, columns], got shape {list(value.shape)}")
+
+
+def check_layers(op: str, like: Tensor, width: int, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+    """Weights [h_l, h_(l-1)], the first on `width` inputs, and biases [h_l] or None."""
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        check_tensor(op, f"weights[{i}]", weight, like)
+        if weight.dim() != 2 or weight.shape[1] != width:
+            raise ValueError(f"{op}: weights[{i}] must have shape [any, {width}], got {list(weight.shape)}")
+        width = weight.shape[0]
+        if bias is not None:
+            check_tensor(op, f"biases[{i}]", bias, like)
+            if bias.shape != (width,):
+                raise ValueError(f"{op}: biases[{i}] must have shape [{width}], got {list(bias.shape)}")
+
+
+def check_activations(op: str, activations: Sequence[str], known: Sequence[str]) -> None:
+    for i, activation in enumerate(activations):
+        if activation not in known:
+            raise ValueError(f"{op}: activations[{i}] must be one of {', '.join(known)}, got {activation!r}")
 
 
 def check_same_shape(op: str, name: str, value: Tensor, other: str, expected: Tensor) -> None:

@@ -7,7 +7,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fisherkernels.ops._autograd import below_autograd, call, needs_graph, single_backward
-from fisherkernels.ops._checks import check_full_precision, check_matrix, check_tensor
+from fisherkernels.ops._checks import (
+    check_activations,
+    check_full_precision,
+    check_layers,
+    check_matrix,
+    check_tensor,
+)
 from fisherkernels.ops._layout import row_stride
 from fisherkernels.ops._library import define
 
@@ -69,17 +75,8 @@ def mlp_laplacian(
             f"{name}: expected as many weights, biases and activations, one at least, "
             f"got {len(weights)}, {len(biases)} and {len(activations)}"
         )
-    for i, (weight, bias, activation) in enumerate(zip(weights, biases, activations, strict=True)):
-        check_tensor(name, f"weights[{i}]", weight, first)
-        if weight.dim() != 2 or weight.shape[1] != width:
-            raise ValueError(f"{name}: weights[{i}] must have shape [any, {width}], got {list(weight.shape)}")
-        width = weight.shape[0]
-        if bias is not None:
-            check_tensor(name, f"biases[{i}]", bias, first)
-            if bias.shape != (width,):
-                raise ValueError(f"{name}: biases[{i}] must have shape [{width}], got {list(bias.shape)}")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"{name}: activations[{i}] must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    check_layers(name, first, width, weights, biases)
+    check_activations(name, activations, ACTIVATIONS)
     none = first.new_empty(0)
     given = [none if bias is None else bias for bias in biases]
     kinds = [ACTIVATIONS.index(activation) for activation in activations]

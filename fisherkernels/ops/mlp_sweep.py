@@ -10,7 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fisherkernels.ops._autograd import below_autograd, not_differentiable
-from fisherkernels.ops._checks import check_full_precision, check_matrix, check_same_shape, check_tensor
+from fisherkernels.ops._checks import (
+    check_activations,
+    check_full_precision,
+    check_layers,
+    check_matrix,
+    check_same_shape,
+    check_tensor,
+)
 from fisherkernels.ops._layout import row_stride
 from fisherkernels.ops._library import define
 from fisherkernels.transforms import plainly_eager
@@ -31,7 +38,7 @@ class MLPSweep(NamedTuple):
 
     value: Tensor
     hidden: tuple[Tensor, ...]
-    constants: tuple[list[int], list[float]]
+    constants: tuple[list[int], list[float]]  # activations by their number, negative slopes
     shared: tuple[Tensor, ...]  # what the activations gave, padded, and the weights, as outputs of the value's node
 
     def vjp(self, cotangent: Tensor) -> Tensor:
@@ -90,20 +97,9 @@ def mlp_sweep(
             f"{name}: expected as many weights, biases and activations (or one activation less), and a negative slope "
             f"for each activation, got {count}, {len(biases)}, {len(activations)} and {len(slopes)}"
         )
-    width = x.shape[1]
-    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        check_tensor(name, f"weights[{i}]", weight, x)
-        if weight.dim() != 2 or weight.shape[1] != width:
-            raise ValueError(f"{name}: weights[{i}] must have shape [any, {width}], got {list(weight.shape)}")
-        width = weight.shape[0]
-        if bias is not None:
-            check_tensor(name, f"biases[{i}]", bias, x)
-            if bias.shape != (width,):
-                raise ValueError(f"{name}: biases[{i}] must have shape [{width}], got {list(bias.shape)}")
-    for i, (activation, slope) in enumerate(zip(activations, slopes, strict=True)):
-        if activation not in SWEEP_ACTIVATIONS:
-            known = ", ".join(SWEEP_ACTIVATIONS)
-            raise ValueError(f"{name}: activations[{i}] must be one of {known}, got {activation!r}")
+    check_layers(name, x, x.shape[1], weights, biases)
+    check_activations(name, activations, SWEEP_ACTIVATIONS)
+    for i, slope in enumerate(slopes):
         if not slope >= 0:
             raise ValueError(f"{name}: negative_slopes[{i}] must be 0 or more, got {slope}")
     return unchecked_sweep(x, weights, biases, [SWEEP_ACTIVATIONS.index(kind) for kind in activations], slopes)
