@@ -15,7 +15,10 @@ constexpr int kBlockHeight = kBytes == 64 || kVectors == 1 ? 8 : 4;
 
 // Rows of a panel that are worked on together, to stay in the first-level cache: of one packed, and of one
 // whose rows are parts of several cache lines each.
-constexpr int64_t kInnerPacked = 256, kInnerApart = 96;
+constexpr int64_t kInnerPacked = 256, kInnerApart = 128;
+
+// Sums of fewer products are done before memory answers.
+constexpr int64_t kLeastInner = 64;
 
 // Of the next panel, `left` columns before the end.
 template <typename T, int kBytes>
@@ -67,14 +70,68 @@ FK_INLINE void multiply_block(const Product<T>& p, const Panel<T>& panel, int64_
   }
 }
 
+// Hints for a row of the processor's lines that starts anywhere.
+template <bool kToWrite, typename T>
+FK_INLINE void prefetch(const T* row, int64_t columns) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t j = 0; j < columns; j += kLine) __builtin_prefetch(row + j, kToWrite);
+  __builtin_prefetch(row + columns - 1, kToWrite);
+}
+
+// What is wanted ahead, a share with every block of sums.
+template <typename T>
+struct Prefetching {
+  Ahead<T> left;
+  int64_t share, line = 0;
+
+  Prefetching(const Ahead<T>& ahead, int64_t blocks)
+      : left(ahead), share((ahead.rows * lines() + blocks - 1) / std::max<int64_t>(blocks, 1)) {}
+
+  int64_t lines() const { return left.columns * int64_t(sizeof(T)) / 64 + 2; }
+
+  FK_INLINE void next() {
+    for (int64_t i = 0; i < share && left.rows > 0; ++i) {
+      __builtin_prefetch(left.data + std::min(line * int64_t(64 / sizeof(T)), left.columns - 1));
+      if (++line < lines()) continue;
+      line = 0;
+      left.data += left.stride;
+      --left.rows;
+    }
+  }
+};
+
+// What comes after rows up to `end` of a panel that is not packed, in it or in the next one.
+template <typename T>
+FK_INLINE Ahead<T> next_part(const Product<T>& p, const T* right, int64_t end, int64_t column,
+                             int64_t columns) {
+  if (end < p.inner)
+    return {right + end * p.right_step, p.right_step, std::min(kInnerApart, p.inner - end), columns};
+  const int64_t left = p.columns - column - columns;
+  return {right + columns, p.right_step, left > 0 ? std::min(kInnerApart, p.inner) : 0,
+          std::min(columns, left)};
+}
+
 template <typename T, int kBytes, int kVectors, int kMost>
-FK_INLINE void multiply_panel(const Product<T>& p, const T* right, int64_t step, int64_t column) {
-  const int64_t length = p.right_step == 0 ? kInnerPacked : kInnerApart;
+FK_INLINE void multiply_panel(const Product<T>& p, const T* right, int64_t step, int64_t column,
+                              Prefetching<T>& ahead) {
+  constexpr int64_t kColumns = kVectors * kBytes / sizeof(T);
+  const bool packed = p.right_step == 0;
+  const int64_t length = packed ? kInnerPacked : kInnerApart;
   int64_t begin = 0;
   do {
     const Panel<T> panel{right, step, begin, std::min(begin + length, p.inner)};
+    Prefetching<T> part(packed ? Ahead<T>{} : next_part(p, right, panel.end, column, kColumns),
+                        p.rows / kMost);
     int64_t r = 0;
-    for (; r + kMost <= p.rows; r += kMost) multiply_block<T, kBytes, kVectors, kMost>(p, panel, r, column);
+    for (; r + kMost <= p.rows; r += kMost) {
+      ahead.next();
+      part.next();
+      if (begin == 0 && p.inner >= kLeastInner && r + 2 * kMost <= p.rows) {
+        const T* out = p.out + (r + kMost) * p.out_stride + column;
+        for (int i = 0; i < kMost; ++i) prefetch<true>(out + i * p.out_stride, kColumns);
+      }
+      multiply_block<T, kBytes, kVectors, kMost>(p, panel, r, column);
+    }
     if constexpr (kMost == 8) {
       for (; r + 4 <= p.rows; r += 4) multiply_block<T, kBytes, kVectors, 4>(p, panel, r, column);
     }
@@ -87,24 +144,27 @@ template <int kBytes, typename T>
 FK_INLINE void multiply_of(const Product<T>& p, int64_t, int64_t) {
   constexpr int64_t kLanes = kBytes / sizeof(T);
   constexpr int kRows = kBlockHeight<kBytes, 3>, kRowsOfOne = kBlockHeight<kBytes, 1>;
+  const int64_t parts =
+      (p.inner + kInnerPacked - 1) / kInnerPacked * ((p.columns + 3 * kLanes - 1) / (3 * kLanes));
+  Prefetching<T> ahead(p.ahead, p.rows / kRows * parts);
   for (int64_t column = 0, width; column < p.columns; column += width) {
     width = panel_width<T, kBytes>(p.columns - column);
     const T* right = p.right + (p.right_step == 0 ? column * p.inner : column);
     const int64_t step = p.right_step == 0 ? width : p.right_step;
     if (width == 3 * kLanes) {
-      multiply_panel<T, kBytes, 3, kRows>(p, right, step, column);
+      multiply_panel<T, kBytes, 3, kRows>(p, right, step, column, ahead);
     } else if (width == 2 * kLanes) {
-      multiply_panel<T, kBytes, 2, kRows>(p, right, step, column);
+      multiply_panel<T, kBytes, 2, kRows>(p, right, step, column, ahead);
     } else if (width == kLanes) {
-      multiply_panel<T, kBytes, 1, kRowsOfOne>(p, right, step, column);
+      multiply_panel<T, kBytes, 1, kRowsOfOne>(p, right, step, column, ahead);
     } else if constexpr (kLanes == 16) {
       if (width == 8) {
-        multiply_panel<T, 8 * sizeof(T), 1, kRowsOfOne>(p, right, step, column);
+        multiply_panel<T, 8 * sizeof(T), 1, kRowsOfOne>(p, right, step, column, ahead);
       } else {
-        multiply_panel<T, 4 * sizeof(T), 1, kRowsOfOne>(p, right, step, column);
+        multiply_panel<T, 4 * sizeof(T), 1, kRowsOfOne>(p, right, step, column, ahead);
       }
     } else if constexpr (kLanes == 8) {
-      multiply_panel<T, 4 * sizeof(T), 1, kRowsOfOne>(p, right, step, column);
+      multiply_panel<T, 4 * sizeof(T), 1, kRowsOfOne>(p, right, step, column, ahead);
     }
   }
 }
@@ -140,6 +200,16 @@ FK_INLINE void pack_of(const Packing<T>& p, int64_t begin, int64_t end) {
         for (int64_t j = 0; j < width; j += 4) {
           transpose_square(to + first * width + j, width, p.from + first + (column + j) * p.by_column,
                            p.by_column);
+        }
+      }
+    }
+    if (p.by_column == 1 && there == width && width % 4 == 0) {
+      using V = Vector<T, 4 * sizeof(T)>;
+      for (; first < p.inner; ++first) {
+        for (int64_t j = 0; j < width; j += 4) {
+          V row;
+          load_vector(row, p.from + first * p.by_row + column + j);
+          store_vector(to + first * width + j, row);
         }
       }
     }

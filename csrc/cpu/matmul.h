@@ -19,6 +19,13 @@ inline int64_t row_stride(int64_t n) {
   return columns % 64 == 0 ? columns + 16 : columns;
 }
 
+// A part of a matrix that is wanted after a product, which brings it into the caches beside its own work.
+template <typename T>
+struct Ahead {
+  const T* data;
+  int64_t stride, rows, columns;
+};
+
 // out [rows, columns] = (or +=) left [rows, inner] right [inner, columns]; columns padded. left[r][i] is at
 // left + r * left_row + i * left_step. right is packed into panels (Packing), or has rows right_step apart.
 template <typename T>
@@ -31,6 +38,7 @@ struct Product {
   int64_t out_stride;
   int64_t rows, inner, columns;
   bool add;
+  Ahead<T> ahead{};
 };
 
 void multiply(const Product<float>& product);

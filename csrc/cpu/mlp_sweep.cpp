@@ -168,31 +168,42 @@ struct Layers {
 
 // out [N, h_l] = rows [N, h_(l-1)] W_lᵀ.
 template <typename T, typename Behind>
-void through_weight(const Layers& net, size_t l, const T* rows, int64_t stride, T* out, int64_t out_stride,
-                    const Behind& behind) {
+void through_weight(Phases& phases, const Layers& net, size_t l, const T* rows, int64_t stride, T* out,
+                    int64_t out_stride, Behind behind) {
   const int64_t inner = net.inputs(l);
-  tiled_product<T>({rows, stride, 1}, {pointer<T>(net.weights[l]), 1, inner}, out, out_stride, net.samples,
-                   inner, net.outputs(l), false, behind);
+  const Factors<T> factors{
+      {rows, stride, 1}, {pointer<T>(net.weights[l]), 1, inner}, net.samples, inner, net.outputs(l)};
+  add_product(phases, factors, out, out_stride, false, behind);
 }
 
 // out [N, h_(l-1)] = rows [N, h_l] W_l.
 template <typename T, typename Behind>
-void back_through_weight(const Layers& net, size_t l, const T* rows, int64_t stride, T* out,
-                         int64_t out_stride, const Behind& behind) {
+void back_through_weight(Phases& phases, const Layers& net, size_t l, const T* rows, int64_t stride, T* out,
+                         int64_t out_stride, Behind behind) {
   const int64_t columns = net.inputs(l);
-  tiled_product<T>({rows, stride, 1}, {pointer<T>(net.weights[l]), columns, 1}, out, out_stride, net.samples,
-                   net.outputs(l), columns, false, behind);
+  const Factors<T> factors{
+      {rows, stride, 1}, {pointer<T>(net.weights[l]), columns, 1}, net.samples, net.outputs(l), columns};
+  add_product(phases, factors, out, out_stride, false, behind);
 }
 
 constexpr auto kNothing = [](int64_t, int64_t, int64_t, int64_t) {};
 
+// What `p` says to the tiles of a product.
+template <typename T>
+auto pointwise_behind(const Pointwise<T>& p) {
+  return [p](int64_t row, int64_t end_row, int64_t column, int64_t end_column) {
+    pointwise_tile(p, row, end_row, column, end_column);
+  };
+}
+
 // to [h_l, h_(l-1)] = (or +=) cotangentᵀ operand.
 template <typename T>
-void weight_gradient(const Layers& net, size_t l, const T* cotangent, int64_t stride, const T* operand,
-                     int64_t operand_stride, const Tensor& to, bool add) {
+void weight_gradient(Phases& phases, const Layers& net, size_t l, const T* cotangent, int64_t stride,
+                     const T* operand, int64_t operand_stride, const Tensor& to, bool add) {
   const int64_t columns = net.inputs(l);
-  tiled_product<T>({cotangent, 1, stride}, {operand, operand_stride, 1}, output_pointer<T>(to), columns,
-                   net.outputs(l), net.samples, columns, add, kNothing);
+  const Factors<T> factors{
+      {cotangent, 1, stride}, {operand, operand_stride, 1}, net.outputs(l), net.samples, columns};
+  add_product(phases, factors, output_pointer<T>(to), columns, add, kNothing);
 }
 
 // The tensors given for the curved ones among the first `n` activations, by layer: null for the others.
@@ -239,17 +250,40 @@ class Buffers {
   Tensor memory_[2];
 };
 
-// to = a'(y) times the rows behind the last layer, in parallel.
+constexpr int64_t kSliceRows = 32;
+
+// f(begin, end) for slices of the samples, beside what else the phase does.
+template <typename F>
+void for_samples(Phases& phases, const Layers& net, int64_t work, F f) {
+  const int64_t samples = net.samples;
+  phases.add((samples + kSliceRows - 1) / kSliceRows, samples * work,
+             [=](int64_t slice) { f(slice * kSliceRows, std::min(samples, (slice + 1) * kSliceRows)); });
+}
+
+// to = a'(y) times the rows behind the last layer, in a phase of its own.
 template <typename T>
-void scale_last(const Layers& net, const Tensor& rows, const Tensor& value, T* to) {
+void scale_last(Phases& phases, const Layers& net, const Tensor& rows, const Tensor& value, T* to) {
   const size_t last = net.count() - 1;
   const int64_t columns = net.outputs(last);
   const T* from = pointer<T>(rows);
   Pointwise<T> p = net.behind(last, to);
   p.value = pointer<T>(value);
-  for_rows(net.samples, columns, [&](int64_t begin, int64_t end) {
+  for_samples(phases, net, columns, [=](int64_t begin, int64_t end) {
     copy_rows(to + begin * p.stride, p.stride, from + begin * columns, columns, end - begin, columns);
     pointwise_tile(p, begin, end, 0, columns);
+  });
+  phases.then();
+}
+
+// sums [h_l]: the columns of `rows`.
+template <typename T>
+void bias_gradient(Phases& phases, const Layers& net, size_t l, const T* rows, int64_t stride, T* sums) {
+  const int64_t columns = net.outputs(l), samples = net.samples;
+  constexpr int64_t kSlice = 128;
+  phases.add((columns + kSlice - 1) / kSlice, samples * columns, [=](int64_t slice) {
+    const int64_t begin = slice * kSlice, n = std::min(kSlice, columns - begin);
+    std::fill_n(sums + begin, n, T(0));
+    for (int64_t i = 0; i < samples; ++i) add_row(sums + begin, rows + i * stride + begin, n);
   });
 }
 
@@ -267,10 +301,12 @@ std::tuple<Tensor, std::vector<Tensor>> mlp_value(const Tensor& x_in, std::vecto
   const Tensor value = new_gradient(!net.active(last), x, Sizes(sizes, 2));
   dispatch_full_precision(x, "mlp_value", [&](auto element) {
     using T = decltype(element);
+    Phases phases;
+    std::vector<std::vector<T>> padded_biases(last + 1);
     const T* rows = pointer<T>(x);
     int64_t stride = net.inputs(0);
     for (size_t l = 0; l <= last; ++l) {
-      std::vector<T> bias;
+      std::vector<T>& bias = padded_biases[l];
       if (biases[l].numel() > 0) {
         bias.assign(net.stride(l), T(0));
         const Tensor given = as_contiguous(biases[l]);
@@ -281,18 +317,21 @@ std::tuple<Tensor, std::vector<Tensor>> mlp_value(const Tensor& x_in, std::vecto
         T* out = output_pointer<T>(hidden[l]);
         Pointwise<T> p = net.behind(l, out);
         p.bias = added;
-        through_weight(net, l, rows, stride, out, p.stride,
-                       [&](int64_t a, int64_t b, int64_t c, int64_t d) { pointwise_tile(p, a, b, c, d); });
+        through_weight(phases, net, l, rows, stride, out, p.stride, pointwise_behind(p));
+        phases.then();
         rows = out;
         stride = p.stride;
       } else {
         T* out = output_pointer<T>(value);
         const int64_t columns = net.outputs(l);
-        through_weight(net, l, rows, stride, out, columns, [=](int64_t a, int64_t b, int64_t c, int64_t d) {
-          for (int64_t i = a; i < b && added; ++i) add_row(out + i * columns + c, added + c, d - c);
-        });
+        through_weight(phases, net, l, rows, stride, out, columns,
+                       [=](int64_t a, int64_t b, int64_t c, int64_t d) {
+                         for (int64_t i = a; i < b && added; ++i)
+                           add_row(out + i * columns + c, added + c, d - c);
+                       });
       }
     }
+    phases.run();
   });
   return {value, hidden};
 }
@@ -315,20 +354,22 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_vjp(const Tenso
   const Tensor scaled = net.active(last) ? net.rows(last, cotangent) : cotangent;
   dispatch_full_precision(cotangent, "mlp_vjp", [&](auto element) {
     using T = decltype(element);
+    Phases phases;
     const std::vector<T*> unscaled = by_layer<T>(net, last, behind);
-    if (net.active(last)) scale_last(net, cotangent, hidden[last], output_pointer<T>(scaled));
+    if (net.active(last)) scale_last(phases, net, cotangent, hidden[last], output_pointer<T>(scaled));
     const T* rows = pointer<T>(scaled);
     int64_t stride = scaled.size(1);
     for (size_t l = last; l > 0; --l) {
       Pointwise<T> p = net.behind(l - 1, output_pointer<T>(before[l - 1]));
       p.value = pointer<T>(hidden[l - 1]);
       p.before = unscaled[l - 1];
-      back_through_weight(net, l, rows, stride, p.rows, p.stride,
-                          [&](int64_t a, int64_t b, int64_t c, int64_t d) { pointwise_tile(p, a, b, c, d); });
+      back_through_weight(phases, net, l, rows, stride, p.rows, p.stride, pointwise_behind(p));
+      phases.then();
       rows = p.rows;
       stride = p.stride;
     }
-    back_through_weight(net, 0, rows, stride, output_pointer<T>(pulled), net.inputs(0), kNothing);
+    back_through_weight(phases, net, 0, rows, stride, output_pointer<T>(pulled), net.inputs(0), kNothing);
+    phases.run();
   });
   return {pulled, before, behind};
 }
@@ -348,6 +389,7 @@ Tensor mlp_vjp_backward(const Tensor& tangent_in, const Tensor& cotangent_in, st
   const Tensor behind_last = direct ? cotangent : net.rows(last, cotangent);
   dispatch_full_precision(tangent, "mlp_vjp_backward", [&](auto element) {
     using T = decltype(element);
+    Phases phases;
     std::vector<T*> unscaled = by_layer<T>(net, last, behind),
                     curvature = by_layer<T>(net, net.count(), to_hidden);
     const T* rows = pointer<T>(tangent);
@@ -357,16 +399,17 @@ Tensor mlp_vjp_backward(const Tensor& tangent_in, const Tensor& cotangent_in, st
       T* out = l == last && direct ? result : buffers.at<T>(l);
       const T* arrived = pointer<T>(l < last ? before[l] : cotangent);
       if (l == last && net.active(l)) {
-        scale_last(net, cotangent, hidden[l], out);  // used before the product is put there
+        scale_last(phases, net, cotangent, hidden[l], out);  // used before the product is put there
         arrived = out;
       }
       if (!to_weights.empty()) {
-        weight_gradient(net, l, arrived, net.active(l) ? net.stride(l) : net.outputs(l), rows, stride,
+        weight_gradient(phases, net, l, arrived, net.active(l) ? net.stride(l) : net.outputs(l), rows, stride,
                         to_weights[l], false);
       }
+      if (arrived == out) phases.then();
       if (!net.active(l)) {
-        through_weight(net, l, rows, stride, out, net.outputs(l), kNothing);
-        return;
+        through_weight(phases, net, l, rows, stride, out, net.outputs(l), kNothing);
+        break;
       }
       Pointwise<T> p = net.behind(l, out);
       p.value = pointer<T>(hidden[l]);
@@ -377,11 +420,12 @@ Tensor mlp_vjp_backward(const Tensor& tangent_in, const Tensor& cotangent_in, st
         copy_rows(output_pointer<T>(behind_last), p.stride, pointer<T>(cotangent), net.outputs(l),
                   net.samples, net.outputs(l));
       }
-      through_weight(net, l, rows, stride, out, p.stride,
-                     [&](int64_t a, int64_t b, int64_t c, int64_t d) { pointwise_tile(p, a, b, c, d); });
+      through_weight(phases, net, l, rows, stride, out, p.stride, pointwise_behind(p));
+      phases.then();
       rows = out;
       stride = p.stride;
     }
+    phases.run();
     if (!direct) copy_rows(result, net.outputs(last), rows, stride, net.samples, net.outputs(last));
   });
   return to_cotangent;
@@ -403,35 +447,35 @@ Tensor mlp_value_backward(const Tensor& gradient_in, std::vector<Tensor> by_hidd
   const bool of_weights = !to_weights.empty();
   dispatch_full_precision(x, "mlp_value_backward", [&](auto element) {
     using T = decltype(element);
+    Phases phases;
     const T* rows = pointer<T>(gradient);
     int64_t stride = net.outputs(last);
     if (net.active(last)) {
-      scale_last(net, gradient, hidden[last], buffers.at<T>(last));
+      scale_last(phases, net, gradient, hidden[last], buffers.at<T>(last));
       rows = buffers.at<T>(last);
       stride = net.stride(last);
     }
     for (size_t l = last + 1; l-- > 0;) {
       if (of_weights) {
-        weight_gradient(net, l, rows, stride, pointer<T>(l > 0 ? hidden[l - 1] : x),
+        weight_gradient(phases, net, l, rows, stride, pointer<T>(l > 0 ? hidden[l - 1] : x),
                         l > 0 ? net.stride(l - 1) : net.inputs(0), to_weights[l], add);
-        T* sums = output_pointer<T>(to_biases[l]);
-        std::fill_n(sums, net.outputs(l), T(0));
-        for (int64_t i = 0; i < net.samples; ++i) add_row(sums, rows + i * stride, net.outputs(l));
+        bias_gradient(phases, net, l, rows, stride, output_pointer<T>(to_biases[l]));
       }
       if (l == 0) {
         if (of_input)
-          back_through_weight(net, 0, rows, stride, output_pointer<T>(to_x), net.inputs(0), kNothing);
-        return;
+          back_through_weight(phases, net, 0, rows, stride, output_pointer<T>(to_x), net.inputs(0), kNothing);
+        break;
       }
       T* out = buffers.at<T>(l - 1);
       Pointwise<T> p = net.behind(l - 1, out);
       p.value = pointer<T>(hidden[l - 1]);
       p.added = by_hidden.empty() ? nullptr : pointer<T>(by_hidden[l - 1]);
-      back_through_weight(net, l, rows, stride, out, p.stride,
-                          [&](int64_t a, int64_t b, int64_t c, int64_t d) { pointwise_tile(p, a, b, c, d); });
+      back_through_weight(phases, net, l, rows, stride, out, p.stride, pointwise_behind(p));
+      phases.then();
       rows = out;
       stride = p.stride;
     }
+    phases.run();
   });
   return to_x;
 }

@@ -1,10 +1,9 @@
-// Products of matrices of any size, tile by tile and in parallel, with something done to each tile while it
-// is in the caches.
+// Products of matrices of any size in tiles, with something done to each tile while it is in the caches.
 #pragma once
 
 #include "cpu/matmul.h"
+#include "cpu/phases.h"
 #include "cpu/scratch.h"
-#include "cpu/tensors.h"
 
 namespace fisherkernels {
 
@@ -20,56 +19,101 @@ struct Matrix {
   }
 };
 
-constexpr int64_t kTileRows = 64, kTileColumns = 96;
-constexpr int64_t kPackedRows =
-    256;  // of a tile for which columns are packed: what that costs is small beside them
-constexpr int64_t kTileWork = 1 << 19;  // multiply-adds that are worth a thread
+// left [rows, inner] right [inner, columns].
+template <typename T>
+struct Factors {
+  Matrix<T> left, right;
+  int64_t rows, inner, columns;
+};
 
-// Cut into `parts` of whole panels' multiples, as equal as these allow.
-inline int64_t part_begin(int64_t columns, int64_t parts, int64_t part) {
-  constexpr int64_t kUnit = 24;
-  const int64_t units = (columns + kUnit - 1) / kUnit;
-  return std::min(columns, units * part / parts * kUnit);
-}
-
-// out [rows, columns] = (or +=) left right, then behind(row, end_row, column, end_column) for every tile of
-// it. Where rows of `out` are not padded, they are written through a padded tile.
+// The tiles of out = (or +=) left right; behind(row, end_row, column, end_column) for each. Where rows of
+// `out` are not padded, they are written through a padded tile.
 template <typename T, typename Behind>
-void tiled_product(const Matrix<T>& left, const Matrix<T>& right, T* out, int64_t out_stride, int64_t rows,
-                   int64_t inner, int64_t columns, bool add, const Behind& behind) {
-  if (rows == 0 || columns == 0) return;
-  const bool padded = right.has_padded_rows(columns), direct = out_stride % kColumnMultiple == 0;
-  const int64_t height = padded ? kTileRows : kPackedRows;
-  const int64_t down = (rows + height - 1) / height, least = (columns + kTileColumns - 1) / kTileColumns;
-  const int64_t across =
-      padded || least == 1 ? least : (least + 1) / 2 * 2;  // even: two threads have equal shares
-  const int64_t grain =
-      std::max<int64_t>(1, kTileWork / (std::min(rows, height) * kTileColumns * std::max<int64_t>(1, inner)));
-  torch::stable::parallel_for(0, down * across, grain, [&](int64_t begin, int64_t end) {
-    const Scratch<T> memory((padded ? 0 : inner * kTileColumns) + (direct ? 0 : height * kTileColumns));
-    T *panels = memory.data(), *tile = panels + (padded ? 0 : inner * kTileColumns);
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t row = task / across * height, part = task % across;
-      const int64_t column = part_begin(columns, across, part),
-                    end_column = part_begin(columns, across, part + 1);
-      const int64_t n = std::min(height, rows - row), wide = end_column - column;
-      T* to = out + row * out_stride + column;
-      if (!padded) {
-        pack(Packing<T>{panels, right.data + column * right.by_column, right.by_row, right.by_column, inner,
-                        wide},
-             0, wide);
-      }
-      multiply(Product<T>{left.data + row * left.by_row, left.by_row, left.by_column,
-                          padded ? right.data + column : panels, padded ? right.by_row : 0,
-                          direct ? to : tile, direct ? out_stride : kTileColumns, n, inner,
-                          padded_columns(wide), add && direct});
-      for (int64_t i = 0; !direct && i < n; ++i) {
-        T* there = to + i * out_stride;
-        for (int64_t j = 0; j < wide; ++j) there[j] = tile[i * kTileColumns + j] + (add ? there[j] : T(0));
-      }
-      behind(row, row + n, column, end_column);
+class TiledProduct {
+ public:
+  TiledProduct(const Factors<T>& factors, T* out, int64_t out_stride, bool add, Behind behind)
+      : f_(factors),
+        out_(out),
+        stride_(out_stride),
+        add_(add),
+        padded_(f_.right.has_padded_rows(f_.columns)),
+        direct_(out_stride % kColumnMultiple == 0),
+        height_(padded_ ? kRows : kPackedRows),
+        width_(padded_ ? kColumns : kPackedColumns),
+        behind_(std::move(behind)) {
+    if (f_.rows == 0 || f_.columns == 0) return;
+    const int64_t least = (f_.columns + width_ - 1) / width_;
+    across_ = least == 1 ? 1 : (least + 1) / 2 * 2;  // even: two threads have equal shares
+    while (height_ > kLeastRows && down() * across_ < Phases::threads()) height_ /= 2;
+  }
+
+  int64_t count() const { return down() * across_; }
+  int64_t work() const { return f_.rows * f_.inner * f_.columns; }
+
+  void operator()(int64_t tile) const {
+    const int64_t part = tile % across_, row = tile / across_ * height_,
+                  end_row = std::min(row + height_, f_.rows);
+    const int64_t column = begin(part), end_column = begin(part + 1), columns = end_column - column;
+    const Scratch<T> memory((padded_ ? 0 : f_.inner * width_) + (direct_ ? 0 : height_ * width_));
+    T *const panels = memory.data(), *const through = panels + (padded_ ? 0 : f_.inner * width_);
+    T* const to = out_ + row * stride_ + column;
+    const auto [left, right, rows, inner, all_columns] = f_;
+    Product<T> product{left.data + row * left.by_row, left.by_row,    left.by_column,
+                       right.data + column,           right.by_row,   direct_ ? to : through,
+                       direct_ ? stride_ : width_,    end_row - row,  inner,
+                       padded_columns(columns),       add_ && direct_};
+    if (!padded_) {
+      const T* from = right.data + column * right.by_column;
+      pack(Packing<T>{panels, from, right.by_row, right.by_column, inner, columns}, 0, columns);
+      product.right = panels;
+      product.right_step = 0;
+      const int64_t soon = part + Phases::threads();  // what this thread is likely to take next
+      if (soon < across_) product.ahead = packed_from(begin(soon), begin(soon + 1));
     }
-  });
+    multiply(product);
+    for (int64_t i = 0; !direct_ && i < end_row - row; ++i) {
+      T* const there = to + i * stride_;
+      for (int64_t j = 0; j < columns; ++j) there[j] = through[i * width_ + j] + (add_ ? there[j] : T(0));
+    }
+    behind_(row, end_row, column, end_column);
+  }
+
+ private:
+  // Packed rows: what packing costs is small beside so many. Packed columns: as many as stay in the
+  // second-level cache with those that are fetched for the next tile.
+  static constexpr int64_t kRows = 128, kColumns = 96, kPackedRows = 256, kPackedColumns = 48,
+                           kLeastRows = 32;
+
+  int64_t down() const { return (f_.rows + height_ - 1) / height_; }
+
+  // Of the columns of a part: whole panels' multiples, as equal as these allow.
+  int64_t begin(int64_t part) const {
+    constexpr int64_t kUnit = 24;
+    const int64_t units = (f_.columns + kUnit - 1) / kUnit;
+    return std::min(f_.columns, units * part / across_ * kUnit);
+  }
+
+  Ahead<T> packed_from(int64_t column, int64_t end_column) const {
+    const auto& [data, by_row, by_column] = f_.right;
+    const T* from = data + column * by_column;
+    if (by_row == 1) return {from, by_column, end_column - column, f_.inner};
+    return {from, by_row, f_.inner, end_column - column};
+  }
+
+  Factors<T> f_;
+  T* out_;
+  int64_t stride_;
+  bool add_, padded_, direct_;
+  int64_t height_, width_, across_ = 0;
+  Behind behind_;
+};
+
+template <typename T, typename Behind>
+void add_product(Phases& phases, const Factors<T>& factors, T* out, int64_t out_stride, bool add,
+                 Behind behind) {
+  TiledProduct<T, Behind> product(factors, out, out_stride, add, std::move(behind));
+  const int64_t count = product.count(), work = product.work();
+  phases.add(count, work, std::move(product));
 }
 
 }  // namespace fisherkernels

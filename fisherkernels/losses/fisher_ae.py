@@ -98,6 +98,8 @@ def fisher_ae_loss(
     checks.check_prior(prior, mean)
     eps = checks.as_noise(noise, num_samples, mean)  # [L, N, d]
     z = (mean + log_std.exp() * eps).flatten(0, 1)  # [L*N, d]
+    # Before the decoder: backward then comes to the encoder's weights last, and holds their gradients for less long.
+    sensitivity = None if encoded is None else stability_term(encoded, log_std, eps, stability)  # [N]
 
     decoded = networks.run_network("decoder", linearize, decoder, z)
     value, residual = residual_of(x, decoded, z.shape[0], variance)  # [L*N], [L*N, D]
@@ -113,8 +115,8 @@ def fisher_ae_loss(
         "posterior": sample_mean(posterior, num_samples),
         "reconstruction": sample_mean(value, num_samples),
     }
-    if encoded is not None:
-        terms["stability"] = stability_term(encoded, log_std, eps, stability)
+    if sensitivity is not None:
+        terms["stability"] = sensitivity
     return reduce_terms(terms, reduction)
 
 

@@ -355,19 +355,24 @@ def test_same_bits_every_time(device, random_tensor):
         assert torch.equal(first, second)
 
 
-def test_threads(device, random_tensor):
-    args = make_arguments(random_tensor, (20, 200, 33), 600, ["tanh", "relu"], dtype=torch.float32, device=device)
-    before, found = torch.get_num_threads(), []
+@pytest.mark.parametrize("widths", [(20, 200, 33), (300, 100, 8), (4, 500, 500)])
+@pytest.mark.parametrize("active", [True, False])
+def test_results_do_not_depend_on_the_number_of_threads(random_tensor, widths, active):
+    if not ops.backends()["cpu"].active:
+        pytest.skip("no native CPU library")
+    kinds = ["tanh", "relu"] if active else ["sigmoid"]
+    args = make_arguments(random_tensor, widths, 600, kinds, dtype=torch.float32)
+    threads, results = torch.get_num_threads(), []
     try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
             leaves = with_leaves(args)
             outputs = called(*leaves)
-            found.append([*outputs, *torch.autograd.grad(total(outputs), tensors_of(leaves))])
+            results.append([*outputs, *torch.autograd.grad(total(outputs), tensors_of(leaves))])
     finally:
-        torch.set_num_threads(before)
-    for one, two in zip(*found, strict=True):
-        torch.testing.assert_close(one, two)
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @pytest.mark.parametrize("kind", SWEEP_ACTIVATIONS)
