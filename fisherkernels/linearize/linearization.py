@@ -13,7 +13,7 @@ from .fallback import Fallback, module_function, store_buffers
 from .jacobian import all_tangents, jacobian_of
 from .last_linear import LastLinear, last_linear
 from .perceptron import sweep_of
-from .plan import CALLS, Plan, Ref, Step, holds, plan_of, submodule
+from .plan import CALLS, Plan, Ref, Step, Stretch, holds, plan_of, submodule
 from .relu_chain import ReluChain, relu_chain
 from .rules import MODULES, RULES
 from .walk import Record, add, pull, push, shape_of
@@ -98,7 +98,7 @@ class Linearization:
         values: list[Any] = [x, *[None] * count]
         self._record = Record(plan.steps, [None] * count, [None] * (count + 1), x.shape[0] if x.dim() else 1, {})
         self._record.shapes[0] = shape_of(x)
-        stretches = {} if torch.compiler.is_compiling() else {stretch[0]: stretch for stretch in plan.perceptrons}
+        stretches = {} if torch.compiler.is_compiling() else {stretch.steps[0]: stretch for stretch in plan.perceptrons}
         done: set[int] = set()
         for i in range(count):
             if i in stretches:
@@ -221,37 +221,38 @@ class Linearization:
             rule = RULES[step.rule]
             if rule.uses_batch_statistics:
                 kwargs = {**kwargs, "frozen": self._frozen}
-            value, kept = rule.forward(*self._with_attributes(step, args), **kwargs)
+            value, kept = rule.forward(*args, *self._attributes(step), **kwargs)
             saved = ("rule", kept)
         values[i + 1], self._record.saved[i], self._record.shapes[i + 1] = value, saved, shape_of(value)
 
-    def _with_attributes(self, step: Step, args: tuple) -> tuple:
-        """A rule's arguments; a module's own follow its input."""
+    def _attributes(self, step: Step) -> tuple:
+        """A module's own arguments of its rule, which follow its input."""
         if step.kind != "module":
-            return args
+            return ()
         module = submodule(self._net, step.target)
-        return args + tuple(MODULES[type(module)].arguments(module, self._reader(step.target)))
+        return tuple(MODULES[type(module)].arguments(module, self._reader(step.target, module)))
 
-    def _run_stretch(self, stretch: tuple[int, ...], values: list[Any]) -> list[int]:
+    def _run_stretch(self, stretch: Stretch, values: list[Any]) -> tuple[int, ...]:
         """The steps that ran: those of a perceptron, as one sweep, and those of none between, which it may need."""
-        steps, first, last = self._plan.steps, stretch[0], stretch[-1]
-        others = [i for i in range(first, last) if i not in stretch]
-        for i in others:
+        steps, first, last = self._plan.steps, stretch.steps[0], stretch.steps[-1]
+        for i in stretch.between:
             self._run(i, values)
         calls = []
-        for i in stretch:
-            kwargs = {key: _resolve(part, values) for key, part in steps[i].kwargs}
-            calls.append((self._with_attributes(steps[i], _resolve(steps[i].args, values))[1:], kwargs))
-        found = sweep_of(calls, [steps[i].rule for i in stretch], values[steps[first].slots[0]])
+        for i in stretch.steps:
+            step = steps[i]
+            kwargs = {key: _resolve(part, values) for key, part in step.kwargs}
+            calls.append((_resolve(step.args[1:], values) + self._attributes(step), kwargs))
+        found = sweep_of(calls, stretch.activations, values[steps[first].slots[0]])
         if found is None:
-            return others
+            return stretch.between
         sweep, saved = found
         self._record.sweeps[last] = (first, sweep)
-        for i, kept in zip(stretch, saved, strict=True):
-            width = len(kept[0]) if steps[i].rule == "linear" else kept[0].shape[1]
-            self._record.saved[i], self._record.shapes[i + 1] = ("rule", kept), (len(sweep.value), width)
+        rows = sweep.value.shape[0]
+        for i, kept in zip(stretch.steps, saved, strict=True):
+            width = kept[0].shape[0 if steps[i].rule == "linear" else 1]
+            self._record.saved[i], self._record.shapes[i + 1] = ("rule", kept), (rows, width)
         values[last + 1] = sweep.value
-        return [*others, *stretch]
+        return stretch.between + stretch.steps
 
     def _evaluate(self, step: Step, args: tuple, kwargs: dict) -> Any:
         """A step whose result does not depend on the input, or carries no derivative of it."""
@@ -259,7 +260,7 @@ class Linearization:
             return step.target
         if step.kind == "attribute":
             path, _, name = step.target.rpartition(".")
-            return self._reader(path)(name)
+            return self._reader(path, submodule(self._net, path))(name)
         if step.kind == "module":
             module = submodule(self._net, step.target)
             return torch.func.functional_call(module, self._parameters_of(step.target), args, kwargs)
@@ -318,9 +319,8 @@ class Linearization:
         for ref, c in zip(output, cotangent, strict=True):
             cotangents[ref.index] = add(cotangents[ref.index], c)
 
-    def _reader(self, path: str) -> Callable[[str], Any]:
+    def _reader(self, path: str, module: nn.Module) -> Callable[[str], Any]:
         """Looks up a parameter (the given one, if any) or another attribute of the module at ``path``."""
-        module = submodule(self._net, path)
 
         def read(name: str) -> Any:
             if self._parameters:

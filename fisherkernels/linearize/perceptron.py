@@ -17,13 +17,13 @@ from fisherkernels.ops import backends
 from fisherkernels.ops.mlp_sweep import SWEEP_ACTIVATIONS, MLPSweep, unchecked_sweep
 from fisherkernels.transforms import records
 
-from .plan import Ref, Step
+from .plan import Ref, Step, Stretch
 
 _LARGEST = 1 << 19  # elements of a weight; torch's products of larger ones are faster
 
 
-def perceptrons_of(steps: tuple[Step, ...], output: Any) -> tuple[tuple[int, ...], ...]:
-    """The steps of every stretch, two Linear at least."""
+def perceptrons_of(steps: tuple[Step, ...], output: Any) -> tuple[Stretch, ...]:
+    """Every stretch with two Linear at least."""
     uses = Counter(_refs((*((step.args, step.kwargs) for step in steps), output)))
     found: list[list[int]] = []
     current: list[int] = []
@@ -37,7 +37,12 @@ def perceptrons_of(steps: tuple[Step, ...], output: Any) -> tuple[tuple[int, ...
             continue
         found.append(current)
         current = [i] if step.rule == "linear" else []
-    return tuple(tuple(stretch) for stretch in (*found, current) if len(stretch) > 2)
+    return tuple(_stretch(steps, stretch) for stretch in (*found, current) if len(stretch) > 2)
+
+
+def _stretch(steps: tuple[Step, ...], found: list[int]) -> Stretch:
+    between = tuple(i for i in range(found[0], found[-1]) if i not in found)
+    return Stretch(tuple(found), between, tuple(steps[i].rule for i in found[1::2]))
 
 
 def _refs(spec: Any) -> list[int]:
@@ -50,7 +55,9 @@ def _refs(spec: Any) -> list[int]:
     return []
 
 
-def sweep_of(calls: list[tuple[tuple, dict]], rules: list[str], x: Tensor) -> tuple[MLPSweep, list[tuple]] | None:
+def sweep_of(
+    calls: list[tuple[tuple, dict]], activations: tuple[str, ...], x: Tensor
+) -> tuple[MLPSweep, list[tuple]] | None:
     """The sweep and what every step's rule would have saved; None where the steps are to run one by one.
 
     ``calls``: what each step's rule takes behind its input.
@@ -58,16 +65,16 @@ def sweep_of(calls: list[tuple[tuple, dict]], rules: list[str], x: Tensor) -> tu
     if x.device.type != "cpu" or x.dim() != 2 or x.dtype not in (torch.float32, torch.float64):
         return None
     layers = [_weight_and_bias(*call) for call in calls[::2]]
-    slopes = [_negative_slope(rule, *call) for rule, call in zip(rules[1::2], calls[1::2], strict=True)]
+    slopes = [_negative_slope(kind, *call) for kind, call in zip(activations, calls[1::2], strict=True)]
     weights, biases = zip(*layers, strict=True)
     parameters = (*weights, *(bias for bias in biases if bias is not None))
     if not (min(slopes) >= 0 and _fit(x, layers) and records(x, *parameters) and backends()["cpu"].active):
         return None
-    kinds = [SWEEP_ACTIVATIONS.index(rule) for rule in rules[1::2]]
+    kinds = [SWEEP_ACTIVATIONS.index(kind) for kind in activations]
     sweep = unchecked_sweep(x, weights, biases, kinds, slopes)
     saved: list[tuple] = [(weight,) for weight in weights]
-    for i, (rule, hidden, slope) in enumerate(zip(rules[1::2], sweep.hidden, slopes, strict=True)):
-        saved.insert(2 * i + 1, (hidden, slope, True) if rule == "leaky_relu" else (hidden,))
+    for i, (kind, hidden, slope) in enumerate(zip(activations, sweep.hidden, slopes, strict=True)):
+        saved.insert(2 * i + 1, (hidden, slope, True) if kind == "leaky_relu" else (hidden,))
     return sweep, saved
 
 
@@ -91,7 +98,7 @@ def _weight_and_bias(args: tuple, kwargs: dict) -> tuple[Tensor, Tensor | None]:
     return weight, args[1] if len(args) > 1 else kwargs.get("bias")
 
 
-def _negative_slope(rule: str, args: tuple, kwargs: dict) -> float:
-    if rule != "leaky_relu":
+def _negative_slope(kind: str, args: tuple, kwargs: dict) -> float:
+    if kind != "leaky_relu":
         return 0.0
     return float(args[0] if args else kwargs.get("negative_slope", 0.01))

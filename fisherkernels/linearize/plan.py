@@ -42,12 +42,21 @@ class Module(NamedTuple):
     ]  # attributes that Python control flow or constants of the forward may have used
 
 
+class Stretch(NamedTuple):
+    """Steps that can be one sweep of a perceptron, see perceptron.py."""
+
+    steps: tuple[int, ...]  # Linear, activation, Linear, ...
+    between: tuple[int, ...]  # others on the way, of no value in it: attributes that are read
+    activations: tuple[str, ...]
+
+
 class Plan(NamedTuple):
     steps: tuple[Step, ...]
     output: Any  # Ref, or a tuple of such
     modules: tuple[Module, ...]
     names: tuple[tuple[str, str], ...]  # parameter name, the name under which named_parameters lists it (tied weights)
-    perceptrons: tuple[tuple[int, ...], ...]  # steps that can be one sweep, see perceptron.py
+    perceptrons: tuple[Stretch, ...]
+    size: int  # numbers in all parameters
 
 
 # Functions of steps without a rule, by id: torch.compile takes a plan's numbers and strings as constants only.

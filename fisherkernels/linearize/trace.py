@@ -167,7 +167,8 @@ def make_plan(net: nn.Module) -> Plan:
         Module(path, type(m), m.training, tuple(m._modules), hooked(m), () if _inside(path, called) else scalars(m))
         for path, m in net.named_modules(remove_duplicate=False)
     )
-    return Plan(steps, output, modules, names, perceptrons_of(steps, output))
+    size = sum(p.numel() for p in net.parameters())
+    return Plan(steps, output, modules, names, perceptrons_of(steps, output), size)
 
 
 def _inside(path: str, called: set[str]) -> bool:

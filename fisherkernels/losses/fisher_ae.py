@@ -5,7 +5,7 @@ import torch
 from fisherkernels import checks, networks, ops
 from fisherkernels.linearize import linearize
 from fisherkernels.losses.output import LossOutput, empty_output, reduce_terms, sample_mean
-from fisherkernels.losses.scores import decoder_vjp, residual_of, stability_term
+from fisherkernels.losses.scores import decoder_vjp, residual_of, stability_first, stability_term
 from fisherkernels.priors import PolynomialExponentialFamily, StandardNormal
 
 
@@ -98,8 +98,9 @@ def fisher_ae_loss(
     checks.check_prior(prior, mean)
     eps = checks.as_noise(noise, num_samples, mean)  # [L, N, d]
     z = (mean + log_std.exp() * eps).flatten(0, 1)  # [L*N, d]
-    # Before the decoder: backward then comes to the encoder's weights last, and holds their gradients for less long.
-    sensitivity = None if encoded is None else stability_term(encoded, log_std, eps, stability)  # [N]
+    sensitivity = None  # [N]
+    if encoded is not None and stability_first(encoded, num_samples):
+        sensitivity = stability_term(encoded, log_std, eps, stability)
 
     decoded = networks.run_network("decoder", linearize, decoder, z)
     value, residual = residual_of(x, decoded, z.shape[0], variance)  # [L*N], [L*N, D]
@@ -115,8 +116,9 @@ def fisher_ae_loss(
         "posterior": sample_mean(posterior, num_samples),
         "reconstruction": sample_mean(value, num_samples),
     }
-    if sensitivity is not None:
-        terms["stability"] = sensitivity
+    if encoded is not None:
+        late = sensitivity is None
+        terms["stability"] = stability_term(encoded, log_std, eps, stability) if late else sensitivity
     return reduce_terms(terms, reduction)
 
 

@@ -29,10 +29,8 @@ def reduce_terms(terms: dict[str, torch.Tensor], reduction: str) -> LossOutput:
     per_sample = sum(list(terms.values())[1:], start=next(iter(terms.values())))  # [N]
     if reduction == "none":
         return LossOutput(per_sample, terms)
-    total = per_sample.sum()
-    if reduction == "mean" and per_sample.shape[0] > 0:
-        total = total / per_sample.shape[0]
-    return LossOutput(total, terms)
+    mean = reduction == "mean" and per_sample.shape[0] > 0
+    return LossOutput(per_sample.mean() if mean else per_sample.sum(), terms)
 
 
 def empty_output(names, reduction: str, x: torch.Tensor, *sources) -> LossOutput:

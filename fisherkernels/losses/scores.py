@@ -4,6 +4,7 @@ import torch
 
 from fisherkernels import checks, networks, ops
 from fisherkernels.linearize import linearize
+from fisherkernels.linearize.walk import value_size
 from fisherkernels.losses.output import sample_mean
 
 
@@ -105,6 +106,17 @@ def residual_of(x, decoded, rows: int, variance: torch.Tensor) -> tuple[torch.Te
 def decoder_vjp(decoded, residual: torch.Tensor) -> torch.Tensor:
     """J_f^T residual, [R, d], from a linearised decoder."""
     return decoded.vjp(residual.view(decoded.value.shape).to(decoded.value.dtype)).to(residual.dtype)
+
+
+def stability_first(encoded, num_samples: int) -> bool:
+    """Whether the stability term is better made before the decoder runs.
+
+    Backward then comes to it after the decoder, and until then holds what its product keeps, otherwise the gradients
+    of the encoder's parameters: the smaller of the two is held. torch.compile orders backward by itself.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return num_samples * value_size(encoded._record) < encoded._plan.size
 
 
 def stability_term(encoded, log_std: torch.Tensor, eps: torch.Tensor, kind: str) -> torch.Tensor:

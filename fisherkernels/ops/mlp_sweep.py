@@ -112,7 +112,7 @@ def unchecked_sweep(
     count, active = len(weights), len(kinds)
     sweep = _Value.apply if plainly_eager() else _plain_value
     results = sweep((kinds, slopes), count, x, *weights, *biases)
-    rows = [h if h.shape[1] == len(w) else h[:, : len(w)] for h, w in zip(results, weights, strict=False)]
+    rows = [_columns(h, w.shape[0]) for h, w in zip(results, weights, strict=False)]
     # Behind a view, so that its hooks run only where it has a gradient of its own.
     value = rows[-1].contiguous() if rows[-1] is not results[count - 1] else rows[-1].view_as(rows[-1])
     return MLPSweep(value, tuple(rows[:active]), (kinds, slopes), results[:active] + results[count:])
@@ -126,9 +126,8 @@ class _Value(torch.autograd.Function):
     @staticmethod
     def forward(ctx, constants, count, x, *parameters):
         weights, biases = parameters[:count], parameters[count:]
-        none = x.new_empty(0)
-        op = torch.ops.fisherkernels.mlp_value.default
-        value, rows = below_autograd(op, x, weights, [none if bias is None else bias for bias in biases], *constants)
+        biases = [x.new_empty(0) if bias is None else bias for bias in biases]
+        value, rows = below_autograd(torch.ops.fisherkernels.mlp_value.default, x, weights, biases, *constants)
         if len(rows) < count:
             rows.append(value)
         ctx.constants, ctx.count = constants, count
@@ -158,8 +157,8 @@ class _Value(torch.autograd.Function):
         if any(gradient is not None for gradient in of_rows[: top - 1]):
             pairs = zip(hidden, of_rows[: top - 1], strict=False)
             by_hidden = [torch.zeros_like(h) if gradient is None else gradient.contiguous() for h, gradient in pairs]
-        gradient = of_rows[top - 1][:, : len(weights[-1])]
-        to_biases = [x.new_empty(len(w)) for w in to_weights]
+        gradient = _columns(of_rows[top - 1], weights[-1].shape[0])
+        to_biases = [x.new_empty(w.shape[0]) for w in to_weights]
         to_x = below_autograd(
             torch.ops.fisherkernels.mlp_value_backward.default,
             gradient, by_hidden, x, hidden[:top], weights, kinds[:top], slopes[:top],
@@ -294,6 +293,10 @@ def _scaled(t: Tensor, y: Tensor, kind: int, slope: float) -> Tensor:
     return aten.leaky_relu_backward(t, y.detach(), slope, True)
 
 
+def _columns(rows: Tensor, columns: int) -> Tensor:
+    return rows if rows.shape[1] == columns else rows[:, :columns]
+
+
 def _padded(rows: Tensor) -> Tensor:
     return F.pad(rows, (0, row_stride(rows.shape[1]) - rows.shape[1]))
 
@@ -356,12 +359,13 @@ def _value_backward(
 
 
 def _rows_like(weights, activations, like: Tensor) -> list[Tensor]:
-    return [like.new_empty(len(like), row_stride(len(w))) for w, _ in zip(weights, activations, strict=False)]
+    samples = like.shape[0]
+    return [like.new_empty(samples, row_stride(w.shape[0])) for w, _ in zip(weights, activations, strict=False)]
 
 
 def _curved_rows_like(weights, activations, like: Tensor) -> list[Tensor]:
-    rows = zip(_rows_like(weights, activations, like), activations, strict=True)
-    return [part for part, kind in rows if kind in _CURVED]
+    curved = [w for w, kind in zip(weights, activations, strict=False) if kind in _CURVED]
+    return _rows_like(curved, curved, like)
 
 
 def _value_fake(x, weights, biases, activations, slopes):

@@ -144,7 +144,7 @@ def swept(lin):
 )
 def test_stretches(make, kinds):
     plan = plan_of(make())
-    assert [" ".join(plan.steps[i].rule for i in stretch) for stretch in plan.perceptrons] == kinds
+    assert [" ".join(plan.steps[i].rule for i in stretch.steps) for stretch in plan.perceptrons] == kinds
 
 
 @sweeps_run
