@@ -9,6 +9,7 @@ import fisherkernels as fk
 from fisherkernels import reference
 
 from ..case import Case, Contender
+from .floors import ELBO, FISHER, step_flops
 
 BATCH, EXACT_BATCH = 128, 8
 ORDER = 5  # of the prior
@@ -72,8 +73,8 @@ def fisher_ae_case(name, title, make_model, x_shape, latent_dim):
         x = torch.rand(batch, *x_shape, generator=generator)
         return x, torch.randn(1, batch, latent_dim, generator=generator)
 
-    def contender(label, *how, **keywords):
-        return Contender(label, step(make_model, *how), **keywords)
+    def contender(label, *how, route=FISHER, **keywords):
+        return Contender(label, step(make_model, *how), route=route, **keywords)
 
     return Case(
         name=name,
@@ -88,9 +89,10 @@ def fisher_ae_case(name, title, make_model, x_shape, latent_dim):
             contender("eager double backward, encoder twice", "double_backward_as_printed"),
             contender("torch.compile of double backward", "double_backward", False),
             contender("torch.compile with trace_autograd_ops", "double_backward", True, TRACED),
-            contender("ELBO, for scale", "elbo", reference=step(make_model, "reference_elbo")),
+            contender("ELBO, for scale", "elbo", route=ELBO, reference=step(make_model, "reference_elbo")),
         ),
         outputs=("loss", "gradients"),
+        flops=partial(step_flops, make_model, x_shape, latent_dim, BATCH),
         # At a kink (ReLU) float32 and float64 now and then take different sides: float64 decides.
         tolerances={torch.float64: 1e-9, torch.float32: 1e-2},
     )

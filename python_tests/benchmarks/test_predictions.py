@@ -27,6 +27,12 @@ def test_the_least_time_is_that_of_the_tighter_limit():
     assert product == ("product 8 x 8", "", "67", "FLOPs", "1e+03", "not yet run", "")
 
 
+def test_flops_are_those_of_our_own_route():
+    flops = {"cheap": 67e9, "dear": 134e9}
+    ((_, _, count, *_),) = predictions.rows([_result("cpu", {"a": _case("b", flops=flops, routes={"ours": "dear"})})])
+    assert count == "134"
+
+
 def test_a_measured_time_stands_beside_it():
     ours = {"ours": {"seconds": [20e-6] * 15}}
     measured = {"copy": _case("[8]", bytes_moved=48_000_000, contenders=ours)}
