@@ -17,8 +17,9 @@ def plainly_eager() -> bool:
 
 
 def records(*tensors: Tensor) -> bool:
-    """Whether eager autograd will record a computation with these plain tensors, in their own dtype."""
-    if not torch.is_grad_enabled() or not plainly_eager() or torch.is_autocast_enabled(tensors[0].device.type):
+    """Whether autograd will record a computation with these plain tensors, in their own dtype, now or for a graph."""
+    open_to_us = plainly_eager() or (torch.compiler.is_compiling() and not inside_transform())
+    if not (torch.is_grad_enabled() and open_to_us) or torch.is_autocast_enabled(tensors[0].device.type):
         return False
     required = False
     for t in tensors:

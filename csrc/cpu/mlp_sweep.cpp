@@ -480,6 +480,43 @@ Tensor mlp_value_backward(const Tensor& gradient_in, std::vector<Tensor> by_hidd
   return to_x;
 }
 
+std::vector<Tensor> new_gradients(const std::vector<Tensor>& weights, bool wanted) {
+  std::vector<Tensor> result;
+  for (const Tensor& weight : weights) {
+    if (wanted) result.push_back(new_output(weight, weight.sizes()));
+  }
+  return result;
+}
+
+// mlp_vjp_backward's in new tensors: of the cotangent, the weights, and what the curved activations gave.
+std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_vjp_gradients(
+    const Tensor& tangent, const Tensor& cotangent, std::vector<Tensor> before, std::vector<Tensor> behind,
+    std::vector<Tensor> hidden, std::vector<Tensor> weights, std::vector<int64_t> activations,
+    std::vector<double> slopes, bool of_weights) {
+  const std::vector<Tensor> to_weights = new_gradients(weights, of_weights);
+  const Layers net(weights, activations, slopes, tangent.size(0));
+  const std::vector<Tensor> to_hidden = net.curved_rows(net.count(), tangent);
+  const Tensor to_cotangent = mlp_vjp_backward(tangent, cotangent, before, behind, hidden, weights,
+                                               activations, slopes, to_weights, to_hidden);
+  return {to_cotangent, to_weights, to_hidden};
+}
+
+// mlp_value_backward's in new tensors: of x, the weights and the biases.
+std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_value_gradients(
+    const Tensor& gradient, std::vector<Tensor> by_hidden, const Tensor& x, std::vector<Tensor> hidden,
+    std::vector<Tensor> weights, std::vector<int64_t> activations, std::vector<double> slopes,
+    bool of_weights, bool of_input) {
+  const std::vector<Tensor> to_weights = new_gradients(weights, of_weights);
+  std::vector<Tensor> to_biases;
+  for (const Tensor& weight : to_weights) {
+    const int64_t outputs = weight.size(0);
+    to_biases.push_back(new_output(weight, Sizes(&outputs, 1)));
+  }
+  const Tensor to_x = mlp_value_backward(gradient, by_hidden, x, hidden, weights, activations, slopes,
+                                         to_weights, to_biases, false, of_input);
+  return {to_x, to_weights, to_biases};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fisherkernels, CPU, m) {
@@ -487,6 +524,8 @@ STABLE_TORCH_LIBRARY_IMPL(fisherkernels, CPU, m) {
   m.impl("mlp_vjp", TORCH_BOX(&mlp_vjp));
   m.impl("mlp_vjp_backward", TORCH_BOX(&mlp_vjp_backward));
   m.impl("mlp_value_backward", TORCH_BOX(&mlp_value_backward));
+  m.impl("mlp_vjp_gradients", TORCH_BOX(&mlp_vjp_gradients));
+  m.impl("mlp_value_gradients", TORCH_BOX(&mlp_value_gradients));
 }
 
 }  // namespace fisherkernels

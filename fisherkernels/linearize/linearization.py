@@ -98,7 +98,7 @@ class Linearization:
         values: list[Any] = [x, *[None] * count]
         self._record = Record(plan.steps, [None] * count, [None] * (count + 1), x.shape[0] if x.dim() else 1, {})
         self._record.shapes[0] = shape_of(x)
-        stretches = {} if torch.compiler.is_compiling() else {stretch.steps[0]: stretch for stretch in plan.perceptrons}
+        stretches = {stretch.steps[0]: stretch for stretch in plan.perceptrons}
         done: set[int] = set()
         for i in range(count):
             if i in stretches:

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from fisherkernels.ops._autograd import below_autograd, not_differentiable
+import fisherkernels.ops._mlp_operators  # noqa: F401  (defines them)
+from fisherkernels.ops._autograd import below_autograd
 from fisherkernels.ops._checks import (
     check_activations,
     check_full_precision,
@@ -18,14 +17,16 @@ from fisherkernels.ops._checks import (
     check_same_shape,
     check_tensor,
 )
-from fisherkernels.ops._layout import row_stride
-from fisherkernels.ops._library import define
+from fisherkernels.ops._mlp_graph import graph_value, graph_vjp, in_graph
+from fisherkernels.ops._mlp_plain import (
+    SWEEP_ACTIVATIONS,
+    by_layer,
+    columns_of,
+    curved_rows_like,
+    plain_value,
+    plain_vjp,
+)
 from fisherkernels.transforms import plainly_eager
-
-SWEEP_ACTIVATIONS = ("tanh", "sigmoid", "relu", "leaky_relu")
-_CURVED = (0, 1)  # with a second derivative
-
-aten = torch.ops.aten
 
 
 class MLPSweep(NamedTuple):
@@ -50,7 +51,7 @@ class MLPSweep(NamedTuple):
         """
         check_tensor("mlp_sweep", "cotangent", cotangent, self.value)
         check_same_shape("mlp_sweep", "cotangent", cotangent, "the value", self.value)
-        sweep = _VJP.apply if plainly_eager() else _plain_vjp
+        sweep = _chosen(cotangent, _VJP.apply, graph_vjp, plain_vjp)
         return sweep(self.constants, cotangent, *self.shared)
 
 
@@ -110,12 +111,18 @@ def unchecked_sweep(
 ) -> MLPSweep:
     """:func:`mlp_sweep` of what is known to go together; activations by their number."""
     count, active = len(weights), len(kinds)
-    sweep = _Value.apply if plainly_eager() else _plain_value
+    sweep = _chosen(x, _Value.apply, graph_value, plain_value)
     results = sweep((kinds, slopes), count, x, *weights, *biases)
-    rows = [_columns(h, w.shape[0]) for h, w in zip(results, weights, strict=False)]
+    rows = [columns_of(h, w.shape[0]) for h, w in zip(results, weights, strict=False)]
     # Behind a view, so that its hooks run only where it has a gradient of its own.
     value = rows[-1].contiguous() if rows[-1] is not results[count - 1] else rows[-1].view_as(rows[-1])
     return MLPSweep(value, tuple(rows[:active]), (kinds, slopes), results[:active] + results[count:])
+
+
+def _chosen(x: Tensor, eager: Callable, graph: Callable, plain: Callable) -> Callable:
+    if plainly_eager():
+        return eager
+    return graph if in_graph(x) else plain
 
 
 class _Value(torch.autograd.Function):
@@ -141,7 +148,7 @@ class _Value(torch.autograd.Function):
         x, *others = ctx.saved_tensors
         parameters, hidden = others[: 2 * count], others[2 * count :]
         if torch.is_grad_enabled() or not _ordinary(received):
-            again = partial(_plain_value, ctx.constants, count)
+            again = partial(plain_value, ctx.constants, count)
             return None, None, *_again(again, (x, *parameters), received)
         of_rows, given = received[:count], received[count:]  # given: made by _VJP.backward for this node alone
         top = max((i + 1 for i, gradient in enumerate(of_rows) if gradient is not None), default=0)
@@ -157,7 +164,7 @@ class _Value(torch.autograd.Function):
         if any(gradient is not None for gradient in of_rows[: top - 1]):
             pairs = zip(hidden, of_rows[: top - 1], strict=False)
             by_hidden = [torch.zeros_like(h) if gradient is None else gradient.contiguous() for h, gradient in pairs]
-        gradient = _columns(of_rows[top - 1], weights[-1].shape[0])
+        gradient = columns_of(of_rows[top - 1], weights[-1].shape[0])
         to_biases = [x.new_empty(w.shape[0]) for w in to_weights]
         to_x = below_autograd(
             torch.ops.fisherkernels.mlp_value_backward.default,
@@ -190,12 +197,12 @@ class _VJP(torch.autograd.Function):
         cotangent, *others = ctx.saved_tensors
         tensors, rest = others[: inputs - 1], others[inputs - 1 :]
         if torch.is_grad_enabled() or not _ordinary((tangent,)):
-            return None, *_again(lambda *a: (_plain_vjp(constants, *a),), (cotangent, *tensors), (tangent,))
+            return None, *_again(lambda *a: (plain_vjp(constants, *a),), (cotangent, *tensors), (tangent,))
         hidden, weights = tensors[:active], tensors[active:]
         between, node = len(weights) - 1, weights[0].grad_fn
         make = partial(torch.empty_like, memory_format=torch.contiguous_format)
         to_weights = [make(w) for w in weights] if node is not None and _trains(node) else []
-        to_hidden = _curved_rows_like(weights, constants[0], tangent)
+        to_hidden = curved_rows_like(weights, constants[0], tangent)
         to_cotangent = below_autograd(
             torch.ops.fisherkernels.mlp_vjp_backward.default,
             tangent, cotangent, rest[:between], rest[between:], hidden, weights, *constants, to_weights, to_hidden,
@@ -203,15 +210,9 @@ class _VJP(torch.autograd.Function):
         return (
             None,
             to_cotangent if ctx.needs_input_grad[1] else None,
-            *_by_layer(constants[0], to_hidden),
+            *by_layer(constants[0], to_hidden),
             *(to_weights or [None] * len(weights)),
         )
-
-
-def _by_layer(activations: list[int], curved: list[Tensor]) -> list[Tensor | None]:
-    """Tensors of the curved activations, None for the others."""
-    given = iter(curved)
-    return [next(given) if kind in _CURVED else None for kind in activations]
 
 
 def _ordinary(gradients: Sequence[Tensor | None]) -> bool:
@@ -259,164 +260,3 @@ def _again(function: Callable[..., tuple], inputs: tuple, received: tuple) -> tu
     return tuple(next(found) if needed else None for needed in required)
 
 
-def _plain_value(constants, count, x, *parameters):
-    weights, biases = parameters[:count], parameters[count:]
-    rows = []
-    for weight, bias, kind, slope in zip_longest(weights, biases, *constants):
-        x = F.linear(x, weight, bias)
-        x = x if kind is None else _activated(x, kind, slope)
-        rows.append(x if kind is None else _padded(x))
-    return *rows, *(weight.view_as(weight) for weight in weights)
-
-
-def _plain_vjp(constants, cotangent, *tensors):
-    active = len(constants[0])
-    hidden, weights = tensors[:active], tensors[active:]
-    for h, weight, kind, slope in reversed(list(zip_longest(hidden, weights, *constants))):
-        if h is not None:
-            cotangent = _scaled(cotangent, h[:, : len(weight)], kind, slope)
-        cotangent = cotangent @ weight
-    return cotangent
-
-
-def _activated(x: Tensor, kind: int, slope: float) -> Tensor:
-    name = SWEEP_ACTIVATIONS[kind]
-    return F.leaky_relu(x, slope) if name == "leaky_relu" else getattr(torch, name)(x)
-
-
-def _scaled(t: Tensor, y: Tensor, kind: int, slope: float) -> Tensor:
-    """a' t from y = a(x)."""
-    if kind in _CURVED:
-        return (aten.tanh_backward, aten.sigmoid_backward)[kind](t, y)
-    if SWEEP_ACTIVATIONS[kind] == "relu":
-        return aten.threshold_backward(t, y.detach(), 0)
-    return aten.leaky_relu_backward(t, y.detach(), slope, True)
-
-
-def _columns(rows: Tensor, columns: int) -> Tensor:
-    return rows if rows.shape[1] == columns else rows[:, :columns]
-
-
-def _padded(rows: Tensor) -> Tensor:
-    return F.pad(rows, (0, row_stride(rows.shape[1]) - rows.shape[1]))
-
-
-def _value(x, weights, biases, activations, slopes):
-    given = [bias if bias.numel() else None for bias in biases]
-    rows = [part.clone() for part in _plain_value((activations, slopes), len(weights), x, *weights, *given)]
-    hidden = rows[: len(activations)]
-    return rows[len(weights) - 1] if len(hidden) < len(weights) else x.new_empty(0), hidden
-
-
-def _vjp(cotangent, hidden, weights, activations, slopes):
-    before, behind = [], []
-    for i, (h, weight, kind, slope) in reversed(list(enumerate(zip_longest(hidden, weights, activations, slopes)))):
-        if h is not None:
-            between = i < len(weights) - 1
-            behind += [_padded(cotangent)] if between and kind in _CURVED else []
-            cotangent = _scaled(cotangent, h[:, : len(weight)], kind, slope)
-            before += [_padded(cotangent)] if between else []
-        cotangent = cotangent @ weight
-    return cotangent, [part.clone() for part in before[::-1]], [part.clone() for part in behind[::-1]]
-
-
-def _vjp_backward(tangent, cotangent, before, behind, hidden, weights, activations, slopes, to_weights, to_hidden):
-    last, curved = len(weights) - 1, iter(to_hidden)
-    unscaled = [*_by_layer(activations[:last], behind), cotangent]
-    for i, weight in enumerate(weights):
-        active, width = i < len(hidden), len(weight)
-        y = hidden[i][:, :width] if active else None
-        if to_weights:
-            arrived = before[i][:, :width] if i < last else cotangent
-            if i == last and active:
-                arrived = _scaled(cotangent, y, activations[i], slopes[i])
-            to_weights[i].copy_(arrived.t() @ tangent)
-        tangent = tangent @ weight.t()
-        if not active:
-            continue
-        if activations[i] in _CURVED:
-            drift = 1 - 2 * y if SWEEP_ACTIVATIONS[activations[i]] == "sigmoid" else -2 * y
-            next(curved).copy_(_padded(tangent * unscaled[i][:, :width] * drift))
-        tangent = _scaled(tangent, y, activations[i], slopes[i])
-    return tangent
-
-
-def _value_backward(
-    gradient, by_hidden, x, hidden, weights, activations, slopes, to_weights, to_biases, add, of_input
-):  # fmt: skip
-    for i in range(len(weights) - 1, -1, -1):
-        if i < len(hidden):
-            if i < len(by_hidden):
-                gradient = gradient + by_hidden[i][:, : len(weights[i])]
-            gradient = _scaled(gradient, hidden[i][:, : len(weights[i])], activations[i], slopes[i])
-        operand = hidden[i - 1][:, : weights[i].shape[1]] if i else x
-        if to_weights:
-            product = gradient.t() @ operand
-            to_weights[i].copy_(to_weights[i] + product if add else product)
-            to_biases[i].copy_(gradient.sum(0))
-        gradient = gradient @ weights[i] if i or of_input else x.new_empty(0)
-    return gradient
-
-
-def _rows_like(weights, activations, like: Tensor) -> list[Tensor]:
-    samples = like.shape[0]
-    return [like.new_empty(samples, row_stride(w.shape[0])) for w, _ in zip(weights, activations, strict=False)]
-
-
-def _curved_rows_like(weights, activations, like: Tensor) -> list[Tensor]:
-    curved = [w for w, kind in zip(weights, activations, strict=False) if kind in _CURVED]
-    return _rows_like(curved, curved, like)
-
-
-def _value_fake(x, weights, biases, activations, slopes):
-    sizes = (len(x), len(weights[-1])) if len(activations) < len(weights) else (0,)
-    return x.new_empty(sizes), _rows_like(weights, activations, x)
-
-
-def _vjp_fake(cotangent, hidden, weights, activations, slopes):
-    pulled = cotangent.new_empty(len(cotangent), weights[0].shape[1])
-    between = activations[: len(weights) - 1]
-    return pulled, _rows_like(weights, between, cotangent), _curved_rows_like(weights, between, cotangent)
-
-
-def _vjp_backward_fake(tangent, cotangent, *_):
-    return cotangent.new_empty(cotangent.shape)
-
-
-def _value_backward_fake(gradient, by_hidden, x, *others):
-    return x.new_empty(x.shape if others[-1] else (0,))
-
-
-_REASON = "mlp_sweep builds its graph. Use that"
-_NETWORK = "Tensor[] weights, int[] activations, float[] slopes"
-define(
-    "mlp_value",
-    "(Tensor x, Tensor[] weights, Tensor[] biases, int[] activations, float[] slopes)"
-    " -> (Tensor value, Tensor[] hidden)",
-    twin=_value,
-    fake=_value_fake,
-    autograd=not_differentiable("mlp_value", _REASON),
-)
-define(
-    "mlp_vjp",
-    f"(Tensor cotangent, Tensor[] hidden, {_NETWORK}) -> (Tensor pulled, Tensor[] before, Tensor[] behind)",
-    twin=_vjp,
-    fake=_vjp_fake,
-    autograd=not_differentiable("mlp_vjp", _REASON),
-)
-define(
-    "mlp_vjp_backward",
-    f"(Tensor tangent, Tensor cotangent, Tensor[] before, Tensor[] behind, Tensor[] hidden, {_NETWORK},"
-    " Tensor(a!)[] to_weights, Tensor(b!)[] to_hidden) -> Tensor",
-    twin=_vjp_backward,
-    fake=_vjp_backward_fake,
-    autograd=not_differentiable("mlp_vjp_backward", _REASON),
-)
-define(
-    "mlp_value_backward",
-    f"(Tensor gradient, Tensor[] by_hidden, Tensor x, Tensor[] hidden, {_NETWORK}, Tensor(a!)[] to_weights,"
-    " Tensor(b!)[] to_biases, bool add, bool of_input) -> Tensor",
-    twin=_value_backward,
-    fake=_value_backward_fake,
-    autograd=not_differentiable("mlp_value_backward", _REASON),
-)

@@ -370,6 +370,49 @@ def test_compiled(name):
     all_close(gradients(compiled(net, x), net, x), gradients(loss(net, x), net, x), 1e-12, "both")
 
 
+def sweeps_in_graph(function, *args, **how):
+    """The results of the compiled function, and how many value sweeps its graphs have."""
+    found = []
+
+    def backend(graph, inputs):
+        found.extend(node for node in graph.graph.nodes if "mlp_value" in str(node.target))
+        return graph
+
+    return torch.compile(function, fullgraph=True, backend=backend, **how)(*args), len(found)
+
+
+@sweeps_run
+def test_sweeps_in_graphs():
+    net, x = make("plain")
+
+    def products(net, x):
+        lin = linearize(net, x)
+        return lin.value, lin.vjp(lin.value.sin())
+
+    (value, product), count = sweeps_in_graph(products, net, x)
+    assert count == 1
+    close(value, net(x), 1e-12, "value")
+    close(product, linearize(net, x).vjp(value.sin()), 1e-12, "product")
+    with torch.no_grad():
+        assert sweeps_in_graph(products, net, x)[1] == 0
+    with torch.autocast("cpu"):
+        assert sweeps_in_graph(products, net.float(), x.float())[1] == 0
+
+
+@sweeps_run
+def test_a_graph_for_every_batch_size():
+    net, _ = make("plain")
+
+    def loss(net, x):
+        lin = linearize(net, x)
+        return scalar_of([lin.value, lin.vjp(lin.value.sin())])
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True)
+    for samples in (3, 5, 8):
+        x = torch.randn(samples, 3, dtype=torch.float64, requires_grad=True)
+        all_close(gradients(compiled(net, x), net, x), gradients(loss(net, x), net, x), 1e-12, "both")
+
+
 def test_the_network_stays_as_it_was():
     net, x = make("plain")
     before = copy.deepcopy(net.state_dict())

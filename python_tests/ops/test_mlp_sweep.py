@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from fisherkernels import ops
-from fisherkernels.ops.mlp_sweep import SWEEP_ACTIVATIONS
+from fisherkernels.ops._mlp_graph import graph_value, graph_vjp
+from fisherkernels.ops._mlp_plain import SWEEP_ACTIVATIONS
 
 SLOPE = 0.2
 FUNCTIONS = {
@@ -300,6 +301,9 @@ def raw_calls(args):
         yield "mlp_value_backward", (gradient, [], x, hidden, *net, to_weights, to_biases, False, False)
     to_biases = [x.new_zeros(len(weight)) for weight in weights]
     yield "mlp_value_backward", (gradient, by_hidden, x, hidden, *net, room, to_biases, True, True)
+    for wanted in (True, False):
+        yield "mlp_vjp_gradients", (x, cotangent, before, behind, hidden, *net, wanted)
+        yield "mlp_value_gradients", (gradient, by_hidden, x, hidden, *net, wanted, not wanted)
 
 
 @pytest.mark.parametrize("kinds, biases", [(["tanh"], True), (["relu", "sigmoid"], False)])
@@ -336,11 +340,47 @@ def test_kernels_agree_with_twins(random_tensor, kinds):
         torch.testing.assert_close(args, copied, equal_nan=True)  # of padding
 
 
-def test_raw_operators_are_not_differentiable(device, random_tensor):
+def test_operators_that_write_in_place_are_not_differentiable(device, random_tensor):
     for name, args in raw_calls(make_arguments(random_tensor, (3, 4, 2), 3, ["tanh"], products=2, device=device)):
-        first = args[0].detach().requires_grad_()
-        with pytest.raises(RuntimeError, match=f"{name} has no derivative of its own: mlp_sweep builds its graph"):
-            getattr(opset, name)(first, *args[1:])
+        if name.endswith("_backward"):
+            first = args[0].detach().requires_grad_()
+            with pytest.raises(RuntimeError, match=f"{name} has no derivative of its own: mlp_sweep builds its graph"):
+                getattr(opset, name)(first, *args[1:])
+
+
+def through_operators(x, kinds, count, *tensors):
+    """As in graphs of torch.compile."""
+    weights, biases, cotangents = split(count, tensors)
+    constants = [SWEEP_ACTIVATIONS.index(kind) for kind in kinds], [SLOPE] * len(kinds)
+    results = graph_value(constants, count, x, *weights, *biases)
+    shared = (*results[: len(kinds)], *weights)
+    rows = [h[:, : len(w)] for h, w in zip(results, weights, strict=False)]
+    return rows[-1], *(graph_vjp(constants, c, *shared) for c in cotangents), *rows[: len(kinds)]
+
+
+@KINDS
+@pytest.mark.parametrize("biases", [True, False])
+@pytest.mark.parametrize("trained", ["all", "x", "weights", "biases", "cotangents"])
+def test_operators_that_are_differentiable_once(device, random_tensor, kinds, biases, trained):
+    args = make_arguments(random_tensor, (3, 70, 2), 4, kinds, biases, products=2, device=device)
+    groups = {"x": [0], "weights": [3, 4], "biases": [5, 6] * biases, "cotangents": [7, 8]}
+    for i in groups.get(trained, sum(groups.values(), [])):
+        args[i] = args[i].detach().requires_grad_()
+    leaves = [t for t in (args[0], *args[3:]) if t is not None and t.requires_grad]
+    if not leaves:
+        return
+    results = []
+    for run in (through_operators, oracle):
+        results.append(torch.autograd.grad(total(run(*args)), leaves, allow_unused=True))
+    for result, expected in zip(*results, strict=True):
+        torch.testing.assert_close(result, expected)
+
+
+def test_their_second_derivative_is_an_error(device, random_tensor):
+    args = with_leaves(make_arguments(random_tensor, (3, 5, 2), 4, ["tanh"], device=device))
+    grads = torch.autograd.grad(total(through_operators(*args)), [args[0], args[3]], create_graph=True)
+    with pytest.raises(RuntimeError, match="is differentiable once"):
+        torch.autograd.grad(total(grads), args[0])
 
 
 def test_same_bits_every_time(device, random_tensor):

@@ -1,0 +1,113 @@
+"""The operators of mlp_sweep in graphs of torch.compile: differentiable once, by operators that return new tensors."""
+
+import torch
+from torch import Tensor
+
+from fisherkernels.ops._autograd import below_autograd, needs_graph, single_backward
+from fisherkernels.ops._library import backends
+from fisherkernels.ops._mlp_plain import by_layer
+from fisherkernels.transforms import inside_transform
+
+opset = torch.ops.fisherkernels
+
+
+def in_graph(x: Tensor) -> bool:
+    """Whether torch.compile is making a graph whose CPU operators are native."""
+    return torch.compiler.is_compiling() and not inside_transform() and x.is_cpu and backends()["cpu"].active
+
+
+def graph_value(constants, count, x, *parameters):
+    """What each activation gave, padded, and the value behind the last weight; then the weights."""
+    weights, biases = parameters[:count], parameters[count:]
+    given = [x.new_empty(0) if bias is None else bias for bias in biases]
+    value, hidden = opset.mlp_value.default(x, weights, given, *constants)
+    return *hidden, *([value] if len(hidden) < count else []), *weights
+
+
+def graph_vjp(constants, cotangent, *tensors):
+    active = len(constants[0])
+    return opset.mlp_vjp.default(cotangent, tensors[:active], tensors[active:], *constants)[0]
+
+
+class _Value(torch.autograd.Function):
+    """-> the operator's value, and what each activation gave."""
+
+    @staticmethod
+    def forward(ctx, constants, count, x, *parameters):
+        weights, biases = parameters[:count], parameters[count:]
+        value, hidden = below_autograd(opset.mlp_value.default, x, weights, biases, *constants)
+        ctx.constants, ctx.count = constants, count
+        ctx.save_for_backward(x, *weights, *hidden)
+        ctx.set_materialize_grads(False)
+        return value, *hidden
+
+    @staticmethod
+    def backward(ctx, of_value, *of_hidden):
+        (kinds, slopes), count, needs = ctx.constants, ctx.count, ctx.needs_input_grad[2:]
+        x, *others = ctx.saved_tensors
+        weights, hidden = others[:count], others[count:]
+        of_rows = [*of_hidden, of_value][:count]
+        top = max((i + 1 for i, gradient in enumerate(of_rows) if gradient is not None), default=0)
+        if top == 0:
+            return (None,) * len(ctx.needs_input_grad)
+        by_hidden = []
+        if any(gradient is not None for gradient in of_rows[: top - 1]):
+            pairs = zip(hidden, of_rows[: top - 1], strict=False)
+            by_hidden = [torch.zeros_like(h) if gradient is None else gradient for h, gradient in pairs]
+        gradient = of_rows[top - 1][:, : weights[top - 1].shape[0]]
+        to_x, to_weights, to_biases = below_autograd(
+            opset.mlp_value_gradients.default,
+            gradient, by_hidden, x, hidden[:top], weights[:top], kinds[:top], slopes[:top], any(needs[1:]), needs[0],
+        )  # fmt: skip
+        none = [None] * count
+        results = [to_x, *(to_weights + none)[:count], *(to_biases + none)[:count]]
+        sources = (of_value, *of_hidden, x, *others)
+        return None, None, *single_backward("mlp_value", needs, results, sources)
+
+
+class _VJP(torch.autograd.Function):
+    """(cotangent, what the activations gave, weights) -> the operator's results, flat."""
+
+    @staticmethod
+    def forward(ctx, constants, active, cotangent, *tensors):
+        op = opset.mlp_vjp.default
+        pulled, before, behind = below_autograd(op, cotangent, tensors[:active], tensors[active:], *constants)
+        ctx.constants, ctx.active, ctx.between = constants, active, len(before)
+        ctx.save_for_backward(cotangent, *tensors, *before, *behind)
+        ctx.mark_non_differentiable(*before, *behind)
+        ctx.set_materialize_grads(False)
+        return pulled, *before, *behind
+
+    @staticmethod
+    def backward(ctx, tangent, *_):
+        needs = ctx.needs_input_grad[2:]
+        if tangent is None:
+            return (None,) * len(ctx.needs_input_grad)
+        cotangent, *others = ctx.saved_tensors
+        tensors, kept = others[: len(needs) - 1], others[len(needs) - 1 :]
+        hidden, weights = tensors[: ctx.active], tensors[ctx.active :]
+        of_weights = any(needs[1 + ctx.active :])
+        to_cotangent, to_weights, to_curved = below_autograd(
+            opset.mlp_vjp_gradients.default,
+            tangent, cotangent, kept[: ctx.between], kept[ctx.between :], hidden, weights, *ctx.constants, of_weights,
+        )  # fmt: skip
+        to_hidden = by_layer(ctx.constants[0], to_curved)
+        results = [to_cotangent, *to_hidden, *(to_weights or [None] * len(weights))]
+        return None, None, *single_backward("mlp_vjp", needs, results, (tangent, cotangent, *others))
+
+
+def value_autograd(x, weights, biases, activations, slopes):
+    """The Autograd kernel of mlp_value."""
+    if not needs_graph(x, *weights, *biases):
+        return below_autograd(opset.mlp_value.default, x, weights, biases, activations, slopes)
+    value, *hidden = _Value.apply((activations, slopes), len(weights), x, *weights, *biases)
+    return value, hidden
+
+
+def vjp_autograd(cotangent, hidden, weights, activations, slopes):
+    """The Autograd kernel of mlp_vjp."""
+    if not needs_graph(cotangent, *hidden, *weights):
+        return below_autograd(opset.mlp_vjp.default, cotangent, hidden, weights, activations, slopes)
+    pulled, *kept = _VJP.apply((activations, slopes), len(hidden), cotangent, *hidden, *weights)
+    between = len(weights) - 1
+    return pulled, kept[:between], kept[between:]

@@ -1,0 +1,175 @@
+"""The operators of mlp_sweep: twins, fakes, schemas."""
+
+from itertools import zip_longest
+
+import torch
+
+from fisherkernels.ops._autograd import not_differentiable
+from fisherkernels.ops._library import define
+from fisherkernels.ops._mlp_graph import value_autograd, vjp_autograd
+from fisherkernels.ops._mlp_plain import (
+    CURVED,
+    SWEEP_ACTIVATIONS,
+    by_layer,
+    curved_rows_like,
+    padded,
+    plain_value,
+    rows_like,
+    scaled,
+)
+
+opset = torch.ops.fisherkernels
+
+
+def _value(x, weights, biases, activations, slopes):
+    given = [bias if bias.numel() else None for bias in biases]
+    rows = [part.clone() for part in plain_value((activations, slopes), len(weights), x, *weights, *given)]
+    hidden = rows[: len(activations)]
+    return rows[len(weights) - 1] if len(hidden) < len(weights) else x.new_empty(0), hidden
+
+
+def _vjp(cotangent, hidden, weights, activations, slopes):
+    before, behind = [], []
+    for i, (h, weight, kind, slope) in reversed(list(enumerate(zip_longest(hidden, weights, activations, slopes)))):
+        if h is not None:
+            between = i < len(weights) - 1
+            behind += [padded(cotangent)] if between and kind in CURVED else []
+            cotangent = scaled(cotangent, h[:, : len(weight)], kind, slope)
+            before += [padded(cotangent)] if between else []
+        cotangent = cotangent @ weight
+    return cotangent, [part.clone() for part in before[::-1]], [part.clone() for part in behind[::-1]]
+
+
+def _vjp_backward(tangent, cotangent, before, behind, hidden, weights, activations, slopes, to_weights, to_hidden):
+    last, curved = len(weights) - 1, iter(to_hidden)
+    unscaled = [*by_layer(activations[:last], behind), cotangent]
+    for i, weight in enumerate(weights):
+        active, width = i < len(hidden), len(weight)
+        y = hidden[i][:, :width] if active else None
+        if to_weights:
+            arrived = before[i][:, :width] if i < last else cotangent
+            if i == last and active:
+                arrived = scaled(cotangent, y, activations[i], slopes[i])
+            to_weights[i].copy_(arrived.t() @ tangent)
+        tangent = tangent @ weight.t()
+        if not active:
+            continue
+        if activations[i] in CURVED:
+            drift = 1 - 2 * y if SWEEP_ACTIVATIONS[activations[i]] == "sigmoid" else -2 * y
+            next(curved).copy_(padded(tangent * unscaled[i][:, :width] * drift))
+        tangent = scaled(tangent, y, activations[i], slopes[i])
+    return tangent
+
+
+def _value_backward(
+    gradient, by_hidden, x, hidden, weights, activations, slopes, to_weights, to_biases, add, of_input
+):  # fmt: skip
+    for i in range(len(weights) - 1, -1, -1):
+        if i < len(hidden):
+            if i < len(by_hidden):
+                gradient = gradient + by_hidden[i][:, : len(weights[i])]
+            gradient = scaled(gradient, hidden[i][:, : len(weights[i])], activations[i], slopes[i])
+        operand = hidden[i - 1][:, : weights[i].shape[1]] if i else x
+        if to_weights:
+            product = gradient.t() @ operand
+            to_weights[i].copy_(to_weights[i] + product if add else product)
+            to_biases[i].copy_(gradient.sum(0))
+        gradient = gradient @ weights[i] if i or of_input else x.new_empty(0)
+    return gradient
+
+
+def _value_fake(x, weights, biases, activations, slopes):
+    sizes = (len(x), len(weights[-1])) if len(activations) < len(weights) else (0,)
+    return x.new_empty(sizes), rows_like(weights, activations, x)
+
+
+def _vjp_fake(cotangent, hidden, weights, activations, slopes):
+    pulled = cotangent.new_empty(len(cotangent), weights[0].shape[1])
+    between = activations[: len(weights) - 1]
+    return pulled, rows_like(weights, between, cotangent), curved_rows_like(weights, between, cotangent)
+
+
+def _vjp_backward_fake(tangent, cotangent, *_):
+    return cotangent.new_empty(cotangent.shape)
+
+
+def _value_backward_fake(gradient, by_hidden, x, *others):
+    return x.new_empty(x.shape if others[-1] else (0,))
+
+
+def _vjp_gradients(tangent, cotangent, before, behind, hidden, weights, activations, slopes, of_weights):
+    to_weights, to_hidden = _new_gradients(weights, of_weights), curved_rows_like(weights, activations, tangent)
+    network = (hidden, weights, activations, slopes)
+    to_cotangent = opset.mlp_vjp_backward(tangent, cotangent, before, behind, *network, to_weights, to_hidden)
+    return to_cotangent, to_weights, to_hidden
+
+
+def _vjp_gradients_fake(tangent, cotangent, before, behind, hidden, weights, activations, slopes, of_weights):
+    to_hidden = curved_rows_like(weights, activations, tangent)
+    return cotangent.new_empty(cotangent.shape), _new_gradients(weights, of_weights), to_hidden
+
+
+def _value_gradients(gradient, by_hidden, x, hidden, weights, activations, slopes, of_weights, of_input):
+    to_weights = _new_gradients(weights, of_weights)
+    to_biases = [x.new_empty(w.shape[0]) for w in to_weights]
+    network = (x, hidden, weights, activations, slopes)
+    to_x = opset.mlp_value_backward(gradient, by_hidden, *network, to_weights, to_biases, False, of_input)
+    return to_x, to_weights, to_biases
+
+
+def _value_gradients_fake(gradient, by_hidden, x, hidden, weights, activations, slopes, of_weights, of_input):
+    to_weights = _new_gradients(weights, of_weights)
+    return x.new_empty(x.shape if of_input else (0,)), to_weights, [x.new_empty(w.shape[0]) for w in to_weights]
+
+
+def _new_gradients(weights, wanted):
+    return [w.new_empty(w.shape) for w in weights] if wanted else []
+
+
+_REASON = "mlp_sweep builds its graph. Use that"
+_NETWORK = "Tensor[] weights, int[] activations, float[] slopes"
+define(
+    "mlp_value",
+    "(Tensor x, Tensor[] weights, Tensor[] biases, int[] activations, float[] slopes)"
+    " -> (Tensor value, Tensor[] hidden)",
+    twin=_value,
+    fake=_value_fake,
+    autograd=value_autograd,
+)
+define(
+    "mlp_vjp",
+    f"(Tensor cotangent, Tensor[] hidden, {_NETWORK}) -> (Tensor pulled, Tensor[] before, Tensor[] behind)",
+    twin=_vjp,
+    fake=_vjp_fake,
+    autograd=vjp_autograd,
+)
+define(
+    "mlp_vjp_backward",
+    f"(Tensor tangent, Tensor cotangent, Tensor[] before, Tensor[] behind, Tensor[] hidden, {_NETWORK},"
+    " Tensor(a!)[] to_weights, Tensor(b!)[] to_hidden) -> Tensor",
+    twin=_vjp_backward,
+    fake=_vjp_backward_fake,
+    autograd=not_differentiable("mlp_vjp_backward", _REASON),
+)
+define(
+    "mlp_value_backward",
+    f"(Tensor gradient, Tensor[] by_hidden, Tensor x, Tensor[] hidden, {_NETWORK}, Tensor(a!)[] to_weights,"
+    " Tensor(b!)[] to_biases, bool add, bool of_input) -> Tensor",
+    twin=_value_backward,
+    fake=_value_backward_fake,
+    autograd=not_differentiable("mlp_value_backward", _REASON),
+)
+define(
+    "mlp_vjp_gradients",
+    f"(Tensor tangent, Tensor cotangent, Tensor[] before, Tensor[] behind, Tensor[] hidden, {_NETWORK},"
+    " bool of_weights) -> (Tensor to_cotangent, Tensor[] to_weights, Tensor[] to_hidden)",
+    twin=_vjp_gradients,
+    fake=_vjp_gradients_fake,
+)
+define(
+    "mlp_value_gradients",
+    f"(Tensor gradient, Tensor[] by_hidden, Tensor x, Tensor[] hidden, {_NETWORK}, bool of_weights, bool of_input)"
+    " -> (Tensor to_x, Tensor[] to_weights, Tensor[] to_biases)",
+    twin=_value_gradients,
+    fake=_value_gradients_fake,
+)
