@@ -1,6 +1,7 @@
 // Work in phases, all of them in one parallel region.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <deque>
 #include <functional>
@@ -51,7 +52,7 @@ class Phases {
   };
 
   static constexpr int64_t kThreadWork = 1 << 19;
-  static constexpr int kSpins = 1 << 12;
+  static constexpr int kSpins = 1 << 10;
 
   // Does what is left of a phase, then waits for others that are still at it: running threads, for tasks are
   // taken by no others.
@@ -67,6 +68,9 @@ class Phases {
     }
     for (int spins = 0; phase.done.load(std::memory_order_acquire) < phase.count && !failed_; ++spins) {
       if (spins > kSpins) std::this_thread::yield();
+#if defined(__x86_64__)
+      __builtin_ia32_pause();
+#endif
     }
   }
 

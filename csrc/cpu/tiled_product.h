@@ -13,9 +13,10 @@ struct Matrix {
   const T* data;
   int64_t by_row, by_column;
 
-  // Whether products read it as it is; otherwise a tile's columns are packed first.
+  // Whether products read it as it is, with rows apart as row_stride has them; otherwise a tile's columns are
+  // packed first.
   bool has_padded_rows(int64_t columns) const {
-    return by_column == 1 && by_row % kColumnMultiple == 0 && columns % kColumnMultiple == 0;
+    return by_column == 1 && by_row == row_stride(by_row) && columns % kColumnMultiple == 0;
   }
 };
 
@@ -40,6 +41,7 @@ class TiledProduct {
         direct_(out_stride % kColumnMultiple == 0),
         height_(padded_ ? kRows : kPackedRows),
         width_(padded_ ? kColumns : kPackedColumns),
+        inner_(padded_ ? kInner : kPackedInner),
         behind_(std::move(behind)) {
     if (f_.rows == 0 || f_.columns == 0) return;
     const int64_t least = (f_.columns + width_ - 1) / width_;
@@ -54,23 +56,34 @@ class TiledProduct {
     const int64_t part = tile % across_, row = tile / across_ * height_,
                   end_row = std::min(row + height_, f_.rows);
     const int64_t column = begin(part), end_column = begin(part + 1), columns = end_column - column;
-    const Scratch<T> memory((padded_ ? 0 : f_.inner * width_) + (direct_ ? 0 : height_ * width_));
-    T *const panels = memory.data(), *const through = panels + (padded_ ? 0 : f_.inner * width_);
+    const int64_t packed = padded_ ? 0 : std::min(f_.inner, inner_) * width_;
+    const Scratch<T> memory(packed + (direct_ ? 0 : height_ * width_));
+    T *const panels = memory.data(), *const through = panels + packed;
     T* const to = out_ + row * stride_ + column;
-    const auto [left, right, rows, inner, all_columns] = f_;
-    Product<T> product{left.data + row * left.by_row, left.by_row,    left.by_column,
-                       right.data + column,           right.by_row,   direct_ ? to : through,
-                       direct_ ? stride_ : width_,    end_row - row,  inner,
-                       padded_columns(columns),       add_ && direct_};
-    if (!padded_) {
-      const T* from = right.data + column * right.by_column;
-      pack(Packing<T>{panels, from, right.by_row, right.by_column, inner, columns}, 0, columns);
-      product.right = panels;
-      product.right_step = 0;
-      const int64_t soon = part + Phases::threads();  // what this thread is likely to take next
-      if (soon < across_) product.ahead = packed_from(begin(soon), begin(soon + 1));
+    const Matrix<T>&left = f_.left, &right = f_.right;
+    Product<T> product{left.data + row * left.by_row,
+                       left.by_row,
+                       left.by_column,
+                       padded_ ? right.data + column : panels,
+                       padded_ ? right.by_row : 0,
+                       direct_ ? to : through,
+                       direct_ ? stride_ : width_,
+                       end_row - row,
+                       std::min(f_.inner, inner_),
+                       padded_columns(columns),
+                       add_ && direct_};
+    for (int64_t i = 0; i == 0 || i < f_.inner; i += inner_) {
+      product.inner = std::min(inner_, f_.inner - i);
+      if (!padded_) {
+        const T* from = right.data + column * right.by_column + i * right.by_row;
+        pack(Packing<T>{panels, from, right.by_row, right.by_column, product.inner, columns}, 0, columns);
+        product.ahead = packed_after(part, i + inner_);
+      }
+      multiply(product);
+      product.left += inner_ * product.left_step;
+      product.right += inner_ * product.right_step;
+      product.add = true;
     }
-    multiply(product);
     for (int64_t i = 0; !direct_ && i < end_row - row; ++i) {
       T* const there = to + i * stride_;
       for (int64_t j = 0; j < columns; ++j) there[j] = through[i * width_ + j] + (add_ ? there[j] : T(0));
@@ -79,10 +92,10 @@ class TiledProduct {
   }
 
  private:
-  // Packed rows: what packing costs is small beside so many. Packed columns: as many as stay in the
-  // second-level cache with those that are fetched for the next tile.
+  // Rows, columns and inner part of a tile stay in the second-level cache, packed ones with those that are
+  // fetched for the next tile. What packing costs is small beside so many rows.
   static constexpr int64_t kRows = 128, kColumns = 96, kPackedRows = 256, kPackedColumns = 48,
-                           kLeastRows = 32;
+                           kLeastRows = 32, kInner = 512, kPackedInner = 1024;
 
   int64_t down() const { return (f_.rows + height_ - 1) / height_; }
 
@@ -93,18 +106,25 @@ class TiledProduct {
     return std::min(f_.columns, units * part / across_ * kUnit);
   }
 
-  Ahead<T> packed_from(int64_t column, int64_t end_column) const {
+  // What is packed next: rows from `i` of the same columns, or columns that this thread is likely to take.
+  Ahead<T> packed_after(int64_t part, int64_t i) const {
+    if (i >= f_.inner) {
+      part += Phases::threads();
+      i = 0;
+    }
+    if (part >= across_) return {};
     const auto& [data, by_row, by_column] = f_.right;
-    const T* from = data + column * by_column;
-    if (by_row == 1) return {from, by_column, end_column - column, f_.inner};
-    return {from, by_row, f_.inner, end_column - column};
+    const T* from = data + begin(part) * by_column + i * by_row;
+    const int64_t columns = begin(part + 1) - begin(part), rows = std::min(inner_, f_.inner - i);
+    if (by_row == 1) return {from, by_column, columns, rows};
+    return {from, by_row, rows, columns};
   }
 
   Factors<T> f_;
   T* out_;
   int64_t stride_;
   bool add_, padded_, direct_;
-  int64_t height_, width_, across_ = 0;
+  int64_t height_, width_, inner_, across_ = 0;
   Behind behind_;
 };
 

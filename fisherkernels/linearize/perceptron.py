@@ -1,8 +1,9 @@
 """Stretches of a plan that are multi-layer perceptrons, whose sweeps the native CPU library has as one operator each.
 
-A stretch is Linear, activation, Linear, ... where nothing else looks at what is between. In eager mode on a CPU its
-value and its vector-Jacobian products are then `fk.ops.mlp_sweep`'s: fewer operations, and one buffer for the weights'
-gradients of both sweeps. Everywhere else, and for tangents and stacks, its steps run one by one.
+A stretch is Linear, activation, Linear, ... where nothing else looks at what is between. On a CPU, in eager mode and in
+graphs of torch.compile, its value and its vector-Jacobian products are then `fk.ops.mlp_sweep`'s: fewer operations, and
+in eager mode one buffer for the weights' gradients of both sweeps. Everywhere else, and for tangents and stacks, its
+steps run one by one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fisherkernels.transforms import records
 
 from .plan import Ref, Step, Stretch
 
-_LARGEST = 1 << 19  # elements of a weight; torch's products of larger ones are faster
+_LARGEST, _MANY = 1 << 19, 256  # elements of a weight, samples: where both are larger, torch's products are faster
 
 
 def perceptrons_of(steps: tuple[Step, ...], output: Any) -> tuple[Stretch, ...]:
@@ -82,7 +83,9 @@ def _fit(x: Tensor, layers: list[tuple[Tensor, Tensor | None]]) -> bool:
     """Whether the layers take x and one another; where they do not, the steps say so."""
     width = x.shape[1]
     for weight, bias in layers:
-        if weight.dim() != 2 or weight.shape[1] != width or weight.numel() > _LARGEST:
+        if weight.dim() != 2 or weight.shape[1] != width:
+            return False
+        if weight.numel() > _LARGEST and x.shape[0] > _MANY:
             return False
         width = weight.shape[0]
         if bias is not None and bias.shape != (width,):

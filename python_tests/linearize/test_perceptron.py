@@ -211,6 +211,8 @@ def test_up_to_a_size(monkeypatch):
     net, x = make("plain")
     assert swept(linearize(net, x)) == 1
     monkeypatch.setattr(perceptron, "_LARGEST", 41)  # the last weight has 42
+    assert swept(linearize(net, x)) == 1
+    monkeypatch.setattr(perceptron, "_MANY", len(x) - 1)
     assert swept(linearize(net, x)) == 0
 
 

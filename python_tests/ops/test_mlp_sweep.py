@@ -395,6 +395,17 @@ def test_same_bits_every_time(device, random_tensor):
         assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("widths, samples", [((2100, 64, 5), 3), ((5, 2100, 64), 2), ((64, 7, 30), 2100), ((7, 64), 0)])
+def test_sums_longer_than_a_tile_and_empty_ones(device, random_tensor, widths, samples):
+    args = with_leaves(make_arguments(random_tensor, widths, samples, ["tanh"] * (len(widths) - 1), device=device))
+    found = []
+    for run in (called, oracle):
+        outputs = run(*args)
+        found.append([*outputs, *torch.autograd.grad(total(outputs), tensors_of(args))])
+    for result, expected in zip(*found, strict=True):
+        torch.testing.assert_close(result, expected)
+
+
 @pytest.mark.parametrize("widths", [(20, 200, 33), (300, 100, 8), (4, 500, 500)])
 @pytest.mark.parametrize("active", [True, False])
 def test_results_do_not_depend_on_the_number_of_threads(random_tensor, widths, active):
