@@ -16,9 +16,14 @@ def plainly_eager() -> bool:
     )
 
 
+def for_graph() -> bool:
+    """Whether torch.compile traces operations for a graph of its own: not to export it, and in no transform."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting() and not inside_transform()
+
+
 def records(*tensors: Tensor) -> bool:
     """Whether autograd will record a computation with these plain tensors, in their own dtype, now or for a graph."""
-    open_to_us = plainly_eager() or (torch.compiler.is_compiling() and not inside_transform())
+    open_to_us = plainly_eager() or for_graph()
     if not (torch.is_grad_enabled() and open_to_us) or torch.is_autocast_enabled(tensors[0].device.type):
         return False
     required = False

@@ -287,6 +287,11 @@ void bias_gradient(Phases& phases, const Layers& net, size_t l, const T* rows, i
   });
 }
 
+std::vector<Tensor> all_contiguous(std::vector<Tensor> tensors) {
+  for (Tensor& t : tensors) t = as_contiguous(t);
+  return tensors;
+}
+
 // What each activation gave, rows padded; the value where none is behind the last layer, else empty.
 std::tuple<Tensor, std::vector<Tensor>> mlp_value(const Tensor& x_in, std::vector<Tensor> weights,
                                                   std::vector<Tensor> biases,
@@ -344,6 +349,7 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_vjp(const Tenso
                                                                      std::vector<int64_t> activations,
                                                                      std::vector<double> slopes) {
   const Tensor cotangent = as_contiguous(cotangent_in);
+  hidden = all_contiguous(std::move(hidden));
   const Layers net(weights, activations, std::move(slopes), cotangent.size(0));
   const size_t last = net.count() - 1;
   const int64_t sizes[] = {net.samples, net.inputs(0)};
@@ -381,6 +387,9 @@ Tensor mlp_vjp_backward(const Tensor& tangent_in, const Tensor& cotangent_in, st
                         std::vector<int64_t> activations, std::vector<double> slopes,
                         std::vector<Tensor> to_weights, std::vector<Tensor> to_hidden) {
   const Tensor tangent = as_contiguous(tangent_in), cotangent = as_contiguous(cotangent_in);
+  before = all_contiguous(std::move(before));
+  behind = all_contiguous(std::move(behind));
+  hidden = all_contiguous(std::move(hidden));
   const Layers net(weights, activations, std::move(slopes), tangent.size(0));
   const size_t last = net.count() - 1;
   const Tensor to_cotangent = new_output(cotangent, cotangent.sizes());
@@ -398,11 +407,11 @@ Tensor mlp_vjp_backward(const Tensor& tangent_in, const Tensor& cotangent_in, st
     for (size_t l = 0; l <= last; ++l) {
       T* out = l == last && direct ? result : buffers.at<T>(l);
       const T* arrived = pointer<T>(l < last ? before[l] : cotangent);
-      if (l == last && net.active(l)) {
-        scale_last(phases, net, cotangent, hidden[l], out);  // used before the product is put there
-        arrived = out;
-      }
       if (!to_weights.empty()) {
+        if (l == last && net.active(l)) {
+          scale_last(phases, net, cotangent, hidden[l], out);  // used before the product is put there
+          arrived = out;
+        }
         weight_gradient(phases, net, l, arrived, net.active(l) ? net.stride(l) : net.outputs(l), rows, stride,
                         to_weights[l], false);
       }
@@ -440,6 +449,8 @@ Tensor mlp_value_backward(const Tensor& gradient_in, std::vector<Tensor> by_hidd
                           std::vector<Tensor> to_weights, std::vector<Tensor> to_biases, bool add,
                           bool of_input) {
   const Tensor gradient = as_contiguous(gradient_in), x = as_contiguous(x_in);
+  by_hidden = all_contiguous(std::move(by_hidden));
+  hidden = all_contiguous(std::move(hidden));
   const Layers net(weights, activations, std::move(slopes), x.size(0));
   const size_t last = net.count() - 1;
   const Tensor to_x = new_gradient(of_input, x, x.sizes());

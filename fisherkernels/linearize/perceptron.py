@@ -69,7 +69,7 @@ def sweep_of(
     slopes = [_negative_slope(kind, *call) for kind, call in zip(activations, calls[1::2], strict=True)]
     weights, biases = zip(*layers, strict=True)
     parameters = (*weights, *(bias for bias in biases if bias is not None))
-    if not (min(slopes) >= 0 and _fit(x, layers) and records(x, *parameters) and backends()["cpu"].active):
+    if not (min(slopes) >= 0 and records(x, *parameters) and _fit(x, layers) and backends()["cpu"].active):
         return None
     kinds = [SWEEP_ACTIVATIONS.index(kind) for kind in activations]
     sweep = unchecked_sweep(x, weights, biases, kinds, slopes)
@@ -81,11 +81,11 @@ def sweep_of(
 
 def _fit(x: Tensor, layers: list[tuple[Tensor, Tensor | None]]) -> bool:
     """Whether the layers take x and one another; where they do not, the steps say so."""
-    width = x.shape[1]
+    width, many = x.shape[1], torch.compiler.is_compiling() or x.shape[0] > _MANY  # in a graph N may be any
     for weight, bias in layers:
         if weight.dim() != 2 or weight.shape[1] != width:
             return False
-        if weight.numel() > _LARGEST and x.shape[0] > _MANY:
+        if weight.numel() > _LARGEST and many:
             return False
         width = weight.shape[0]
         if bias is not None and bias.shape != (width,):

@@ -167,7 +167,7 @@ def make_plan(net: nn.Module) -> Plan:
         Module(path, type(m), m.training, tuple(m._modules), hooked(m), () if _inside(path, called) else scalars(m))
         for path, m in net.named_modules(remove_duplicate=False)
     )
-    size = sum(p.numel() for p in net.parameters())
+    size = sum(p.numel() for p in net.parameters() if not nn.parameter.is_lazy(p))
     return Plan(steps, output, modules, names, perceptrons_of(steps, output), size)
 
 

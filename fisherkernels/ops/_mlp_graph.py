@@ -1,19 +1,21 @@
-"""The operators of mlp_sweep in graphs of torch.compile: differentiable once, by operators that return new tensors."""
+"""The operators of mlp_sweep in graphs of torch.compile: their gradients are operators that return new tensors."""
+
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from fisherkernels.ops._autograd import below_autograd, needs_graph, single_backward
+from fisherkernels.ops._autograd import below_autograd, needs_graph
 from fisherkernels.ops._library import backends
-from fisherkernels.ops._mlp_plain import by_layer
-from fisherkernels.transforms import inside_transform
+from fisherkernels.ops._mlp_plain import again, batched, by_layer, plain_value, plain_vjp
+from fisherkernels.transforms import for_graph
 
 opset = torch.ops.fisherkernels
 
 
 def in_graph(x: Tensor) -> bool:
     """Whether torch.compile is making a graph whose CPU operators are native."""
-    return torch.compiler.is_compiling() and not inside_transform() and x.is_cpu and backends()["cpu"].active
+    return for_graph() and x.is_cpu and backends()["cpu"].active
 
 
 def graph_value(constants, count, x, *parameters):
@@ -37,7 +39,7 @@ class _Value(torch.autograd.Function):
         weights, biases = parameters[:count], parameters[count:]
         value, hidden = below_autograd(opset.mlp_value.default, x, weights, biases, *constants)
         ctx.constants, ctx.count = constants, count
-        ctx.save_for_backward(x, *weights, *hidden)
+        ctx.save_for_backward(x, *parameters, *hidden)
         ctx.set_materialize_grads(False)
         return value, *hidden
 
@@ -45,7 +47,11 @@ class _Value(torch.autograd.Function):
     def backward(ctx, of_value, *of_hidden):
         (kinds, slopes), count, needs = ctx.constants, ctx.count, ctx.needs_input_grad[2:]
         x, *others = ctx.saved_tensors
-        weights, hidden = others[:count], others[count:]
+        parameters, hidden = others[: 2 * count], others[2 * count :]
+        if torch.is_grad_enabled() or batched((of_value, *of_hidden)):
+            function = partial(_plain_results, ctx.constants, count)
+            return None, None, *again(function, (x, *parameters), (of_value, *of_hidden))
+        weights = parameters[:count]
         of_rows = [*of_hidden, of_value][:count]
         top = max((i + 1 for i, gradient in enumerate(of_rows) if gradient is not None), default=0)
         if top == 0:
@@ -53,7 +59,7 @@ class _Value(torch.autograd.Function):
         by_hidden = []
         if any(gradient is not None for gradient in of_rows[: top - 1]):
             pairs = zip(hidden, of_rows[: top - 1], strict=False)
-            by_hidden = [torch.zeros_like(h) if gradient is None else gradient for h, gradient in pairs]
+            by_hidden = [torch.zeros_like(h) if gradient is None else gradient.contiguous() for h, gradient in pairs]
         gradient = of_rows[top - 1][:, : weights[top - 1].shape[0]]
         to_x, to_weights, to_biases = below_autograd(
             opset.mlp_value_gradients.default,
@@ -61,8 +67,7 @@ class _Value(torch.autograd.Function):
         )  # fmt: skip
         none = [None] * count
         results = [to_x, *(to_weights + none)[:count], *(to_biases + none)[:count]]
-        sources = (of_value, *of_hidden, x, *others)
-        return None, None, *single_backward("mlp_value", needs, results, sources)
+        return None, None, *(part if needed else None for part, needed in zip(results, needs, strict=True))
 
 
 class _VJP(torch.autograd.Function):
@@ -85,6 +90,9 @@ class _VJP(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         cotangent, *others = ctx.saved_tensors
         tensors, kept = others[: len(needs) - 1], others[len(needs) - 1 :]
+        if torch.is_grad_enabled() or batched((tangent,)):
+            function = partial(_plain_product, ctx.constants)
+            return None, None, *again(function, (cotangent, *tensors), (tangent,))
         hidden, weights = tensors[: ctx.active], tensors[ctx.active :]
         of_weights = any(needs[1 + ctx.active :])
         to_cotangent, to_weights, to_curved = below_autograd(
@@ -93,7 +101,18 @@ class _VJP(torch.autograd.Function):
         )  # fmt: skip
         to_hidden = by_layer(ctx.constants[0], to_curved)
         results = [to_cotangent, *to_hidden, *(to_weights or [None] * len(weights))]
-        return None, None, *single_backward("mlp_vjp", needs, results, (tangent, cotangent, *others))
+        return None, None, *(part if needed else None for part, needed in zip(results, needs, strict=True))
+
+
+def _plain_results(constants, count, x, *parameters):
+    """What the operator returns, flat."""
+    biases = [bias if bias.numel() else None for bias in parameters[count:]]
+    rows, active = plain_value(constants, count, x, *parameters[:count], *biases)[:count], len(constants[0])
+    return rows[-1] if active < count else x.new_empty(0), *rows[:active]
+
+
+def _plain_product(constants, *tensors):
+    return (plain_vjp(constants, *tensors),)
 
 
 def value_autograd(x, weights, biases, activations, slopes):

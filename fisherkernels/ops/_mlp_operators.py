@@ -79,12 +79,12 @@ def _value_backward(
 
 
 def _value_fake(x, weights, biases, activations, slopes):
-    sizes = (len(x), len(weights[-1])) if len(activations) < len(weights) else (0,)
+    sizes = (x.shape[0], weights[-1].shape[0]) if len(activations) < len(weights) else (0,)
     return x.new_empty(sizes), rows_like(weights, activations, x)
 
 
 def _vjp_fake(cotangent, hidden, weights, activations, slopes):
-    pulled = cotangent.new_empty(len(cotangent), weights[0].shape[1])
+    pulled = cotangent.new_empty(cotangent.shape[0], weights[0].shape[1])
     between = activations[: len(weights) - 1]
     return pulled, rows_like(weights, between, cotangent), curved_rows_like(weights, between, cotangent)
 

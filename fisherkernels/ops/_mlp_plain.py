@@ -1,5 +1,6 @@
 """Perceptrons in plain tensor operations, which autograd, torch.compile and torch.func's transforms see through."""
 
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
 import torch
@@ -71,3 +72,31 @@ def rows_like(weights, activations, like: Tensor) -> list[Tensor]:
 def curved_rows_like(weights, activations, like: Tensor) -> list[Tensor]:
     curved = [w for w, kind in zip(weights, activations, strict=False) if kind in CURVED]
     return rows_like(curved, curved, like)
+
+
+def batched(gradients: Sequence[Tensor | None]) -> bool:
+    """Whether torch.autograd.grad has made stacks of them (is_grads_batched)."""
+    return any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in gradients)
+
+
+def again(function: Callable[..., tuple], inputs: tuple, received: tuple) -> tuple:
+    """Gradients by autograd, through a second evaluation: to be differentiated again, batched, or with tangents."""
+    required = [t is not None and t.requires_grad for t in inputs]
+    with torch.enable_grad():
+        # Views: only what goes through this evaluation counts, also where an input depends on another.
+        views = [t.view_as(t) if needed else t for t, needed in zip(inputs, required, strict=True)]
+        outputs = function(*views)
+    pairs = zip(outputs, received, strict=True)
+    used = [(output, given) for output, given in pairs if given is not None and output.requires_grad]
+    if not used:
+        return (None,) * len(inputs)
+    found = iter(
+        torch.autograd.grad(
+            [output for output, _ in used],
+            [t for t, needed in zip(views, required, strict=True) if needed],
+            [given for _, given in used],
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+        )
+    )
+    return tuple(next(found) if needed else None for needed in required)

@@ -20,6 +20,8 @@ from fisherkernels.ops._checks import (
 from fisherkernels.ops._mlp_graph import graph_value, graph_vjp, in_graph
 from fisherkernels.ops._mlp_plain import (
     SWEEP_ACTIVATIONS,
+    again,
+    batched,
     by_layer,
     columns_of,
     curved_rows_like,
@@ -148,9 +150,9 @@ class _Value(torch.autograd.Function):
         x, *others = ctx.saved_tensors
         parameters, hidden = others[: 2 * count], others[2 * count :]
         if torch.is_grad_enabled() or not _ordinary(received):
-            again = partial(plain_value, ctx.constants, count)
-            return None, None, *_again(again, (x, *parameters), received)
-        of_rows, given = received[:count], received[count:]  # given: made by _VJP.backward for this node alone
+            function = partial(plain_value, ctx.constants, count)
+            return None, None, *again(function, (x, *parameters), received)
+        of_rows, given = received[:count], received[count:]  # given: made by a product's backward for this node alone
         top = max((i + 1 for i, gradient in enumerate(of_rows) if gradient is not None), default=0)
         if top == 0:
             return None, None, None, *given, *[None] * count
@@ -197,11 +199,14 @@ class _VJP(torch.autograd.Function):
         cotangent, *others = ctx.saved_tensors
         tensors, rest = others[: inputs - 1], others[inputs - 1 :]
         if torch.is_grad_enabled() or not _ordinary((tangent,)):
-            return None, *_again(lambda *a: (plain_vjp(constants, *a),), (cotangent, *tensors), (tangent,))
+            return None, *again(lambda *a: (plain_vjp(constants, *a),), (cotangent, *tensors), (tangent,))
         hidden, weights = tensors[:active], tensors[active:]
         between, node = len(weights) - 1, weights[0].grad_fn
+        # The value may have been swept by a graph, or step by step: its weights are then others'.
+        ours = isinstance(node, _Value._backward_cls)
+        trains = _trains(node) if ours else any(ctx.needs_input_grad[2 + active :])
         make = partial(torch.empty_like, memory_format=torch.contiguous_format)
-        to_weights = [make(w) for w in weights] if node is not None and _trains(node) else []
+        to_weights = [make(w) for w in weights] if trains else []
         to_hidden = curved_rows_like(weights, constants[0], tangent)
         to_cotangent = below_autograd(
             torch.ops.fisherkernels.mlp_vjp_backward.default,
@@ -217,8 +222,7 @@ class _VJP(torch.autograd.Function):
 
 def _ordinary(gradients: Sequence[Tensor | None]) -> bool:
     """Not batched (torch.autograd.grad's is_grads_batched), in a transform or with tangents."""
-    batched = torch._C._functorch.is_legacy_batchedtensor
-    return plainly_eager() and not any(gradient is not None and batched(gradient) for gradient in gradients)
+    return plainly_eager() and not batched(gradients)
 
 
 def _trains(node: Any) -> bool:
@@ -236,27 +240,5 @@ def _runs(node: Any) -> bool:
     except RuntimeError:  # a leaf that torch.autograd.grad was asked for
         return True
 
-
-def _again(function: Callable[..., tuple], inputs: tuple, received: tuple) -> tuple:
-    """Gradients by autograd, through a second evaluation: to be differentiated again, batched, or with tangents."""
-    required = [t is not None and t.requires_grad for t in inputs]
-    with torch.enable_grad():
-        # Views: only what goes through this evaluation counts, also where an input depends on another.
-        views = [t.view_as(t) if needed else t for t, needed in zip(inputs, required, strict=True)]
-        outputs = function(*views)
-    pairs = zip(outputs, received, strict=True)
-    used = [(output, given) for output, given in pairs if given is not None and output.requires_grad]
-    if not used:
-        return (None,) * len(inputs)
-    found = iter(
-        torch.autograd.grad(
-            [output for output, _ in used],
-            [t for t, needed in zip(views, required, strict=True) if needed],
-            [given for _, given in used],
-            create_graph=torch.is_grad_enabled(),
-            allow_unused=True,
-        )
-    )
-    return tuple(next(found) if needed else None for needed in required)
 
 

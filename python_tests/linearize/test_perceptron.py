@@ -7,6 +7,7 @@ import pytest
 import torch
 from linearize_oracle import all_close, close, gradients, scalar_of
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -402,17 +403,41 @@ def test_sweeps_in_graphs():
 
 
 @sweeps_run
-def test_a_graph_for_every_batch_size():
-    net, _ = make("plain")
+@pytest.mark.parametrize("width", [5, 730])  # 730 x 730 elements are many
+def test_one_graph_for_all_batch_sizes(width):
+    net = nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
+    net.double()
+    graphs = []
 
-    def loss(net, x):
+    def loss(x):
         lin = linearize(net, x)
-        return scalar_of([lin.value, lin.vjp(lin.value.sin())])
+        return lin.value.sin().sum() + lin.vjp(lin.value.cos()).square().sum()
 
-    compiled = torch.compile(loss, fullgraph=True, dynamic=True)
-    for samples in (3, 5, 8):
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return aot_autograd(fw_compiler=lambda graph, _: graph)(graph, inputs)
+
+    compiled = torch.compile(loss, fullgraph=True, backend=backend)
+    for samples in (3, 5, 8, 260):
         x = torch.randn(samples, 3, dtype=torch.float64, requires_grad=True)
-        all_close(gradients(compiled(net, x), net, x), gradients(loss(net, x), net, x), 1e-12, "both")
+        torch._dynamo.mark_dynamic(x, 0)
+        all_close(gradients(compiled(x), net, x), gradients(loss(x), net, x), 1e-10, "both")
+    assert len(graphs) == 1
+
+
+def test_an_exported_network_needs_no_operators_of_ours():
+    class Value(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = perceptron_of()
+
+        def forward(self, x):
+            return linearize(self.net, x).value
+
+    for strict in (True, False):
+        x = torch.randn(4, 3, requires_grad=True)
+        program = torch.export.export(Value(), (x,), dynamic_shapes=({0: torch.export.Dim("n")},), strict=strict)
+        assert "fisherkernels" not in str(program.graph)
 
 
 def test_the_network_stays_as_it_was():

@@ -361,7 +361,7 @@ def through_operators(x, kinds, count, *tensors):
 @KINDS
 @pytest.mark.parametrize("biases", [True, False])
 @pytest.mark.parametrize("trained", ["all", "x", "weights", "biases", "cotangents"])
-def test_operators_that_are_differentiable_once(device, random_tensor, kinds, biases, trained):
+def test_operators_are_differentiable(device, random_tensor, kinds, biases, trained):
     args = make_arguments(random_tensor, (3, 70, 2), 4, kinds, biases, products=2, device=device)
     groups = {"x": [0], "weights": [3, 4], "biases": [5, 6] * biases, "cotangents": [7, 8]}
     for i in groups.get(trained, sum(groups.values(), [])):
@@ -376,11 +376,52 @@ def test_operators_that_are_differentiable_once(device, random_tensor, kinds, bi
         torch.testing.assert_close(result, expected)
 
 
-def test_their_second_derivative_is_an_error(device, random_tensor):
-    args = with_leaves(make_arguments(random_tensor, (3, 5, 2), 4, ["tanh"], device=device))
-    grads = torch.autograd.grad(total(through_operators(*args)), [args[0], args[3]], create_graph=True)
-    with pytest.raises(RuntimeError, match="is differentiable once"):
-        torch.autograd.grad(total(grads), args[0])
+def test_their_second_derivative(device, random_tensor):
+    args = with_leaves(make_arguments(random_tensor, (3, 8, 2), 4, ["tanh"], device=device))
+    found = []
+    for run in (through_operators, oracle):
+        grads = torch.autograd.grad(total(run(*args)), tensors_of(args), create_graph=True)
+        found.append(torch.autograd.grad(sum(grad.square().sum() for grad in grads), tensors_of(args)))
+    for result, expected in zip(*found, strict=True):
+        torch.testing.assert_close(result, expected)
+
+
+def test_their_gradients_in_stacks(device, random_tensor):
+    args = with_leaves(make_arguments(random_tensor, (3, 8, 2), 4, ["tanh"], device=device))
+    found = []
+    for run in (through_operators, oracle):
+        value, product, _ = run(*args)
+        stacks = [torch.eye(t.numel()).to(t).view(-1, *t.shape)[:8] for t in (value, product)]
+        found.append(torch.autograd.grad((value, product), tensors_of(args), stacks, is_grads_batched=True))
+    for result, expected in zip(*found, strict=True):
+        torch.testing.assert_close(result, expected)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_value_and_an_eager_product(random_tensor, backend):
+    args = with_leaves(make_arguments(random_tensor, (3, 8, 2), 4, ["tanh"]))
+    x, kinds, count, *tensors = args
+    weights, biases, (cotangent,) = split(count, tensors)
+    compiled = torch.compile(lambda x, *w: ops.mlp_sweep(x, w, biases, kinds), backend=backend, fullgraph=True)
+    sweep = compiled(x, *weights)
+    found = torch.autograd.grad(total([sweep.vjp(cotangent)]), [x, *weights])
+    expected = torch.autograd.grad(total([oracle(*args)[1]]), [x, *weights])
+    for result, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(result, wanted)
+
+
+def test_gradients_of_hidden_values_in_any_layout(random_tensor):
+    """Those of 8 units: rows need no padding, and are read as they come."""
+    x, weight = random_tensor((6, 5)), random_tensor((8, 5)).requires_grad_()
+
+    def loss(x, weight):
+        sweep = ops.mlp_sweep(x, [weight, weight.t()], [None, None], ["tanh"])
+        return sweep.hidden[0].sum() + sweep.value.sum()  # a stride of 0
+
+    hidden = torch.tanh(x @ weight.t())
+    (expected,) = torch.autograd.grad(hidden.sum() + (hidden @ weight).sum(), weight)
+    for run in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        torch.testing.assert_close(torch.autograd.grad(run(x, weight), weight)[0], expected)
 
 
 def test_same_bits_every_time(device, random_tensor):
