@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fisherkernels.ops._autograd import below_autograd, needs_graph
 from fisherkernels.ops._library import backends
-from fisherkernels.ops._mlp_plain import again, batched, by_layer, plain_value, plain_vjp
+from fisherkernels.ops._mlp_plain import again, arrived, batched, by_layer, columns_of, plain_value, plain_vjp
 from fisherkernels.transforms import for_graph
 
 opset = torch.ops.fisherkernels
@@ -53,14 +53,10 @@ class _Value(torch.autograd.Function):
             return None, None, *again(function, (x, *parameters), (of_value, *of_hidden))
         weights = parameters[:count]
         of_rows = [*of_hidden, of_value][:count]
-        top = max((i + 1 for i, gradient in enumerate(of_rows) if gradient is not None), default=0)
+        top, by_hidden = arrived(of_rows, hidden)
         if top == 0:
             return (None,) * len(ctx.needs_input_grad)
-        by_hidden = []
-        if any(gradient is not None for gradient in of_rows[: top - 1]):
-            pairs = zip(hidden, of_rows[: top - 1], strict=False)
-            by_hidden = [torch.zeros_like(h) if gradient is None else gradient.contiguous() for h, gradient in pairs]
-        gradient = of_rows[top - 1][:, : weights[top - 1].shape[0]]
+        gradient = columns_of(of_rows[top - 1], weights[top - 1].shape[0])
         to_x, to_weights, to_biases = below_autograd(
             opset.mlp_value_gradients.default,
             gradient, by_hidden, x, hidden[:top], weights[:top], kinds[:top], slopes[:top], any(needs[1:]), needs[0],

@@ -79,6 +79,19 @@ def batched(gradients: Sequence[Tensor | None]) -> bool:
     return any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in gradients)
 
 
+def arrived(of_rows: Sequence[Tensor | None], hidden: Sequence[Tensor]) -> tuple[int, list[Tensor]]:
+    """How many layers have gradients at or above them, and those of what the activations below the top one gave.
+
+    Zeros stand for None, and an empty list for None only.
+    """
+    top = max((i + 1 for i, gradient in enumerate(of_rows) if gradient is not None), default=0)
+    below = of_rows[: max(top - 1, 0)]
+    if all(gradient is None for gradient in below):
+        return top, []
+    pairs = zip(hidden, below, strict=False)
+    return top, [torch.zeros_like(h) if gradient is None else gradient.contiguous() for h, gradient in pairs]
+
+
 def again(function: Callable[..., tuple], inputs: tuple, received: tuple) -> tuple:
     """Gradients by autograd, through a second evaluation: to be differentiated again, batched, or with tangents."""
     required = [t is not None and t.requires_grad for t in inputs]

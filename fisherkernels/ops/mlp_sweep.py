@@ -21,6 +21,7 @@ from fisherkernels.ops._mlp_graph import graph_value, graph_vjp, in_graph
 from fisherkernels.ops._mlp_plain import (
     SWEEP_ACTIVATIONS,
     again,
+    arrived,
     batched,
     by_layer,
     columns_of,
@@ -68,8 +69,9 @@ def mlp_sweep(
 
     Forward y_l = a(y_(l-1) W_l^T + b_l); the product c_(l-1) = (c_l a'(y_l)) W_l. Each is one autograd node, and so is
     its backward: J t for the product, with the gradients of the weights as products of its two sweeps; the value's
-    then adds its own gradients of the weights onto those, in place. Floor: 2 N Σ h_(l-1) h_l FLOPs for each of the two,
-    twice that for each backward. Saved for backward: x, the hidden values, and for a product its cotangents.
+    then adds its own gradients of the weights onto those, in place (in graphs of torch.compile, in new tensors).
+    Floor: 2 N Σ h_(l-1) h_l FLOPs for each of the two, twice that for each backward. Saved for backward: x, the hidden
+    values, and for a product its cotangents.
 
     Args:
         x: [N, h_0].
@@ -153,7 +155,7 @@ class _Value(torch.autograd.Function):
             function = partial(plain_value, ctx.constants, count)
             return None, None, *again(function, (x, *parameters), received)
         of_rows, given = received[:count], received[count:]  # given: made by a product's backward for this node alone
-        top = max((i + 1 for i, gradient in enumerate(of_rows) if gradient is not None), default=0)
+        top, by_hidden = arrived(of_rows, hidden)
         if top == 0:
             return None, None, None, *given, *[None] * count
         weights = parameters[:top]
@@ -162,10 +164,6 @@ class _Value(torch.autograd.Function):
             add = any(part is not None for part in given[:top])
             make = partial(torch.zeros_like if add else torch.empty_like, memory_format=torch.contiguous_format)
             to_weights = [make(w) if g is None else g.contiguous() for w, g in zip(weights, given, strict=False)]
-        by_hidden = []
-        if any(gradient is not None for gradient in of_rows[: top - 1]):
-            pairs = zip(hidden, of_rows[: top - 1], strict=False)
-            by_hidden = [torch.zeros_like(h) if gradient is None else gradient.contiguous() for h, gradient in pairs]
         gradient = columns_of(of_rows[top - 1], weights[-1].shape[0])
         to_biases = [x.new_empty(w.shape[0]) for w in to_weights]
         to_x = below_autograd(
