@@ -17,7 +17,10 @@ def plainly_eager() -> bool:
 
 
 def for_graph() -> bool:
-    """Whether torch.compile traces operations for a graph of its own: not to export it, and in no transform."""
+    """Whether torch.compile traces operations for a graph of its own: not to export it, and in no transform.
+
+    Never in torch 2.10, which says of every graph that it is to be exported.
+    """
     return torch.compiler.is_compiling() and not torch.compiler.is_exporting() and not inside_transform()
 
 
