@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch._inductor.utils import fresh_cache
 
-from fisherkernels import reference
+from fisherkernels import linearize, reference
 from fisherkernels.losses import fisher_ae_loss
+from fisherkernels.losses.scores import stability_first
 from fisherkernels.priors import PolynomialExponentialFamily, StandardNormal
 
 cases = st.fixed_dictionaries(
@@ -185,3 +186,19 @@ def test_compiles_whole_by_inductor(kit):
     leaves = kit.leaves_of(encoder, decoder, prior, variance)
     with fresh_cache():
         kit.assert_same(torch.compile(loss, fullgraph=True)(x, noise), loss(x, noise), leaves, torch.float64)
+
+
+@pytest.mark.parametrize("samples, first", [(2, True), (300, False)])
+def test_backward_holds_the_smaller_of_weights_and_activations(samples, first):
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 4)).double()
+    decoder = nn.Sequential(nn.Linear(2, 40), nn.Tanh(), nn.Linear(40, 6)).double()
+    x, noise = torch.rand(samples, 6, dtype=torch.float64), torch.randn(samples, 2, dtype=torch.float64)
+    assert stability_first(linearize(encoder, x), 1) == first
+    assert not stability_first(linearize(encoder, x), 50)  # samples of each
+    leaves, found = [*encoder.parameters(), *decoder.parameters()], []
+    for loss in (fisher_ae_loss, reference.fisher_ae_loss):
+        output = loss(encoder, decoder, x, noise=noise)
+        assert list(output.terms) == ["posterior", "reconstruction", "stability"]
+        found.append((output.loss, *torch.autograd.grad(output.loss, leaves)))
+    torch.testing.assert_close(*found)
