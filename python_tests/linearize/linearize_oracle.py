@@ -44,8 +44,10 @@ def close(actual, expected, tolerance, what, floor=0.0):
 
 
 def all_close(actual, expected, tolerance, what):
-    """A gradient that vanishes but for rounding (a bias before BatchNorm) is held against the others' size."""
-    floor = 1e-3 * max(map(rms, expected))
+    """A gradient that vanishes but for rounding (a bias before BatchNorm) is held against the others' size: what is left
+    of it are the last digits of sums of theirs.
+    """
+    floor = 1e-2 * max(map(rms, expected))
     for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
         close(a, e, tolerance, f"gradient {i} of {what}", floor)
 
