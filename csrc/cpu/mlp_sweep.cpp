@@ -11,10 +11,23 @@
 namespace fisherkernels {
 namespace {
 
-// Activations whose derivatives follow from their value y.
-enum class Kind : int64_t { kTanh = 0, kSigmoid = 1, kRelu = 2, kLeakyRelu = 3 };
+// Derivatives of the first four follow from their value, of the others from what they are given: an
+// activation's key.
+enum class Kind : int64_t {
+  kTanh = 0,
+  kSigmoid = 1,
+  kRelu = 2,
+  kLeakyRelu = 3,
+  kSilu = 4,
+  kElu = 5,       // alpha 1
+  kSoftplus = 6,  // beta 1, linear above kSoftplusLimit
+  kGelu = 7,      // exact
+};
 
-bool is_curved(Kind kind) { return kind == Kind::kTanh || kind == Kind::kSigmoid; }
+constexpr double kSoftplusLimit = 20;
+
+bool is_curved(Kind kind) { return kind != Kind::kRelu && kind != Kind::kLeakyRelu; }
+FK_INLINE bool keeps_input(Kind kind) { return kind >= Kind::kSilu; }
 
 template <typename T>
 struct Pointwise {
@@ -24,12 +37,46 @@ struct Pointwise {
   int64_t columns;
   T* rows;
   const T* bias;    // forward: rows = a(rows + bias), or null
-  const T* value;   // otherwise y: rows = a'(y) (rows + added)
+  T* input;         // gets rows + bias, or null
+  const T* key;     // otherwise: rows = a' (rows + added), or a' rows + added where the key is the input
   const T* added;   // or null
   T* before;        // gets the rows before they are scaled, or null
   const T* pulled;  // with `curvature`: the cotangent that the slope scaled in the product
-  T* curvature;     // gets rows * pulled * da'/dy, or null
+  T* curvature;     // gets rows * pulled * d a' / d key, or null
 };
+
+// a, a' and a'' where the key is the input.
+template <typename V>
+struct AtInput {
+  V value, slope, curvature;
+};
+
+template <typename V>
+FK_INLINE void at_input(AtInput<V>& to, const V& x, Kind kind) {
+  using T = typename ExpTypes<V>::Element;
+  const V one = V{} + T(1);
+  if (kind == Kind::kElu) {
+    const V below = x > V{} ? V{} : x;
+    const V growth = exp_pair_within<V>(clamped<V>(below, ExpConstants<T>::kPairLimit)).growth;
+    to = {x > V{} ? x : growth, growth + one, x >= V{} ? V{} : growth + one};
+    return;
+  }
+  if (kind == Kind::kGelu) {
+    const V within = clamped<V>(x, T(40));  // no density further out
+    const NormalAt<V> normal = standard_normal<V>(within);
+    to = {x * normal.below, normal.below + within * normal.density,
+          normal.density * (T(2) - within * within)};
+    return;
+  }
+  const V s = sigmoid<V>(x), both = s * (one - s);
+  if (kind == Kind::kSilu) {
+    to = {x * s, s + x * both, both * (T(2) + x * (one - T(2) * s))};
+  } else {
+    const V limit = V{} + T(kSoftplusLimit), positive = x > V{} ? x : V{};
+    const V log = log1p_of_unit<V>(exp_of_negative<V>(x > V{} ? -x : x));
+    to = {x > limit ? x : positive + log, x > limit ? one : s, x > limit ? V{} : both};
+  }
+}
 
 template <typename V, typename T>
 FK_INLINE void activation_of(V& x, const Pointwise<T>& p) {
@@ -39,21 +86,33 @@ FK_INLINE void activation_of(V& x, const Pointwise<T>& p) {
     x = sigmoid<V>(x);
   } else if (p.kind == Kind::kRelu) {
     x = x < V{} ? V{} : x;  // NaN stays
-  } else {
+  } else if (p.kind == Kind::kLeakyRelu) {
     x = x > V{} ? x : x * p.negative_slope;
+  } else {
+    AtInput<V> a;
+    at_input(a, x, p.kind);
+    x = a.value;
   }
 }
 
+// a' and d a' / d key.
 template <typename V, typename T>
-FK_INLINE void scale_by_slope(V& x, const V& y, const Pointwise<T>& p) {
+FK_INLINE void slopes_of(V& slope, V& drift, const V& key, const Pointwise<T>& p) {
+  const V one = V{} + T(1);
+  drift = V{};
   if (p.kind == Kind::kTanh) {
-    x *= T(1) - y * y;
+    slope = one - key * key;
+    drift = T(-2) * key;
   } else if (p.kind == Kind::kSigmoid) {
-    x *= y * (T(1) - y);
-  } else if (p.kind == Kind::kRelu) {
-    x = y <= V{} ? V{} : x;
+    slope = key * (one - key);
+    drift = one - T(2) * key;
+  } else if (p.kind == Kind::kLeakyRelu) {
+    slope = key > V{} ? one : V{} + p.negative_slope;
   } else {
-    x = y > V{} ? x : x * p.negative_slope;
+    AtInput<V> a;
+    at_input(a, key, p.kind);
+    slope = a.slope;
+    drift = a.curvature;
   }
 }
 
@@ -62,26 +121,32 @@ FK_INLINE void pointwise_columns(const Pointwise<T>& p, int64_t at, int64_t colu
   using V = Vector<T, kBytes>;
   V x, other;
   load_vector(x, p.rows + at);
-  if (p.value == nullptr) {
+  if (p.key == nullptr) {
     if (p.bias) {
       load_vector(other, p.bias + column);
       x += other;
     }
+    if (p.input) store_vector(p.input + at, x);
     activation_of(x, p);
   } else {
-    V y;
-    load_vector(y, p.value + at);
-    if (p.added) {
-      load_vector(other, p.added + at);
-      x += other;
-    }
+    V key, added{};
+    load_vector(key, p.key + at);
+    if (p.added) load_vector(added, p.added + at);
+    if (!keeps_input(p.kind)) x += added;
     if (p.before) store_vector(p.before + at, x);
-    if (p.curvature) {
-      load_vector(other, p.pulled + at);
-      other *= x * (p.kind == Kind::kTanh ? T(-2) * y : T(1) - T(2) * y);
-      store_vector(p.curvature + at, other);
+    if (p.kind == Kind::kRelu) {
+      x = key <= V{} ? V{} : x;
+    } else {
+      V slope, drift;
+      slopes_of(slope, drift, key, p);
+      if (p.curvature) {
+        load_vector(other, p.pulled + at);
+        other *= x * drift;
+        store_vector(p.curvature + at, other);
+      }
+      x *= slope;
     }
-    scale_by_slope(x, y, p);
+    if (keeps_input(p.kind)) x += added;
   }
   store_vector(p.rows + at, x);
 }
@@ -105,7 +170,8 @@ void pointwise_tile(Pointwise<T> p, int64_t row, int64_t end_row, int64_t column
   const int64_t at = row * p.stride + column;
   const auto move = [at](auto*& pointer) { pointer = pointer ? pointer + at : pointer; };
   move(p.rows);
-  move(p.value);
+  move(p.input);
+  move(p.key);
   move(p.added);
   move(p.before);
   move(p.pulled);
@@ -145,11 +211,12 @@ struct Layers {
     return new_output(like, Sizes(sizes, 2));
   }
 
-  // Padded rows for the curved ones among the first `n` activations, in their order.
-  std::vector<Tensor> curved_rows(size_t n, const Tensor& like) const {
+  // Padded rows for those among the first `n` activations that `chosen` takes, in their order.
+  template <typename Chosen>
+  std::vector<Tensor> rows_of(Chosen chosen, size_t n, const Tensor& like) const {
     std::vector<Tensor> result;
     for (size_t l = 0; l < n && active(l); ++l) {
-      if (is_curved(kinds[l])) result.push_back(rows(l, like));
+      if (chosen(kinds[l])) result.push_back(rows(l, like));
     }
     return result;
   }
@@ -206,13 +273,14 @@ void weight_gradient(Phases& phases, const Layers& net, size_t l, const T* cotan
   add_product(phases, factors, output_pointer<T>(to), columns, add, kNothing);
 }
 
-// The tensors given for the curved ones among the first `n` activations, by layer: null for the others.
-template <typename T>
-std::vector<T*> by_layer(const Layers& net, size_t n, const std::vector<Tensor>& curved) {
+// The tensors given for those among the first `n` activations that `chosen` takes, by layer: null for the
+// others.
+template <typename T, typename Chosen>
+std::vector<T*> by_layer(const Layers& net, Chosen chosen, size_t n, const std::vector<Tensor>& given) {
   std::vector<T*> result(net.count());
   size_t next = 0;
   for (size_t l = 0; l < n && net.active(l); ++l) {
-    if (is_curved(net.kinds[l])) result[l] = output_pointer<T>(curved[next++]);
+    if (chosen(net.kinds[l])) result[l] = output_pointer<T>(given[next++]);
   }
   return result;
 }
@@ -267,7 +335,7 @@ void scale_last(Phases& phases, const Layers& net, const Tensor& rows, const Ten
   const int64_t columns = net.outputs(last);
   const T* from = pointer<T>(rows);
   Pointwise<T> p = net.behind(last, to);
-  p.value = pointer<T>(value);
+  p.key = pointer<T>(value);
   for_samples(phases, net, columns, [=](int64_t begin, int64_t end) {
     copy_rows(to + begin * p.stride, p.stride, from + begin * columns, columns, end - begin, columns);
     pointwise_tile(p, begin, end, 0, columns);
@@ -292,22 +360,26 @@ std::vector<Tensor> all_contiguous(std::vector<Tensor> tensors) {
   return tensors;
 }
 
-// What each activation gave, rows padded; the value where none is behind the last layer, else empty.
-std::tuple<Tensor, std::vector<Tensor>> mlp_value(const Tensor& x_in, std::vector<Tensor> weights,
-                                                  std::vector<Tensor> biases,
-                                                  std::vector<int64_t> activations,
-                                                  std::vector<double> slopes) {
+// The value where no activation is behind the last layer, else empty; each activation's key, rows padded; and
+// what those gave whose keys are what they were given.
+std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_value(const Tensor& x_in,
+                                                                       std::vector<Tensor> weights,
+                                                                       std::vector<Tensor> biases,
+                                                                       std::vector<int64_t> activations,
+                                                                       std::vector<double> slopes) {
   const Tensor x = as_contiguous(x_in);
   const Layers net(weights, activations, std::move(slopes), x.size(0));
   const size_t last = net.count() - 1;
   std::vector<Tensor> hidden;
   for (size_t l = 0; net.active(l); ++l) hidden.push_back(net.rows(l, x));
+  const std::vector<Tensor> activated = net.rows_of(keeps_input, last, x);
   const int64_t sizes[] = {net.samples, net.outputs(last)};
   const Tensor value = new_gradient(!net.active(last), x, Sizes(sizes, 2));
   dispatch_full_precision(x, "mlp_value", [&](auto element) {
     using T = decltype(element);
     Phases phases;
     std::vector<std::vector<T>> padded_biases(last + 1);
+    const std::vector<T*> beside = by_layer<T>(net, keeps_input, last, activated);
     const T* rows = pointer<T>(x);
     int64_t stride = net.inputs(0);
     for (size_t l = 0; l <= last; ++l) {
@@ -319,9 +391,10 @@ std::tuple<Tensor, std::vector<Tensor>> mlp_value(const Tensor& x_in, std::vecto
       }
       const T* added = bias.empty() ? nullptr : bias.data();
       if (net.active(l)) {
-        T* out = output_pointer<T>(hidden[l]);
+        T* out = beside[l] ? beside[l] : output_pointer<T>(hidden[l]);
         Pointwise<T> p = net.behind(l, out);
         p.bias = added;
+        p.input = beside[l] ? output_pointer<T>(hidden[l]) : nullptr;
         through_weight(phases, net, l, rows, stride, out, p.stride, pointwise_behind(p));
         phases.then();
         rows = out;
@@ -338,7 +411,7 @@ std::tuple<Tensor, std::vector<Tensor>> mlp_value(const Tensor& x_in, std::vecto
     }
     phases.run();
   });
-  return {value, hidden};
+  return {value, hidden, activated};
 }
 
 // Jᵀ cotangent; the cotangents before each activation but one behind the last layer, and behind the curved of
@@ -356,18 +429,18 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_vjp(const Tenso
   const Tensor pulled = new_output(cotangent, Sizes(sizes, 2));
   std::vector<Tensor> before;
   for (size_t l = 0; l < last; ++l) before.push_back(net.rows(l, cotangent));
-  const std::vector<Tensor> behind = net.curved_rows(last, cotangent);
+  const std::vector<Tensor> behind = net.rows_of(is_curved, last, cotangent);
   const Tensor scaled = net.active(last) ? net.rows(last, cotangent) : cotangent;
   dispatch_full_precision(cotangent, "mlp_vjp", [&](auto element) {
     using T = decltype(element);
     Phases phases;
-    const std::vector<T*> unscaled = by_layer<T>(net, last, behind);
+    const std::vector<T*> unscaled = by_layer<T>(net, is_curved, last, behind);
     if (net.active(last)) scale_last(phases, net, cotangent, hidden[last], output_pointer<T>(scaled));
     const T* rows = pointer<T>(scaled);
     int64_t stride = scaled.size(1);
     for (size_t l = last; l > 0; --l) {
       Pointwise<T> p = net.behind(l - 1, output_pointer<T>(before[l - 1]));
-      p.value = pointer<T>(hidden[l - 1]);
+      p.key = pointer<T>(hidden[l - 1]);
       p.before = unscaled[l - 1];
       back_through_weight(phases, net, l, rows, stride, p.rows, p.stride, pointwise_behind(p));
       phases.then();
@@ -380,7 +453,7 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_vjp(const Tenso
   return {pulled, before, behind};
 }
 
-// From the gradient of Jᵀ cotangent: that of the cotangent; those of what the curved activations gave go to
+// From the gradient of Jᵀ cotangent: that of the cotangent; those of the curved activations' keys go to
 // `to_hidden`, the weights' to `to_weights`, where it has any.
 Tensor mlp_vjp_backward(const Tensor& tangent_in, const Tensor& cotangent_in, std::vector<Tensor> before,
                         std::vector<Tensor> behind, std::vector<Tensor> hidden, std::vector<Tensor> weights,
@@ -399,8 +472,8 @@ Tensor mlp_vjp_backward(const Tensor& tangent_in, const Tensor& cotangent_in, st
   dispatch_full_precision(tangent, "mlp_vjp_backward", [&](auto element) {
     using T = decltype(element);
     Phases phases;
-    std::vector<T*> unscaled = by_layer<T>(net, last, behind),
-                    curvature = by_layer<T>(net, net.count(), to_hidden);
+    std::vector<T*> unscaled = by_layer<T>(net, is_curved, last, behind),
+                    curvature = by_layer<T>(net, is_curved, net.count(), to_hidden);
     const T* rows = pointer<T>(tangent);
     int64_t stride = net.inputs(0);
     T* result = output_pointer<T>(to_cotangent);
@@ -421,7 +494,7 @@ Tensor mlp_vjp_backward(const Tensor& tangent_in, const Tensor& cotangent_in, st
         break;
       }
       Pointwise<T> p = net.behind(l, out);
-      p.value = pointer<T>(hidden[l]);
+      p.key = pointer<T>(hidden[l]);
       p.pulled = l < last ? unscaled[l] : pointer<T>(behind_last);
       p.curvature = curvature[l];
       if (p.curvature) zero_pads(p.curvature, net.samples, padded_columns(net.outputs(l)), p.stride);
@@ -440,17 +513,18 @@ Tensor mlp_vjp_backward(const Tensor& tangent_in, const Tensor& cotangent_in, st
   return to_cotangent;
 }
 
-// From the gradients of the value and of what the activations before it gave (an empty list: none of any):
+// From the gradients of the value and of the keys of the activations before it (an empty list: none of any):
 // that of x, empty unless of_input; the weights' and biases' go to `to_weights` and `to_biases`, where these
 // have any, the weights' are added there with `add`.
 Tensor mlp_value_backward(const Tensor& gradient_in, std::vector<Tensor> by_hidden, const Tensor& x_in,
-                          std::vector<Tensor> hidden, std::vector<Tensor> weights,
-                          std::vector<int64_t> activations, std::vector<double> slopes,
-                          std::vector<Tensor> to_weights, std::vector<Tensor> to_biases, bool add,
-                          bool of_input) {
+                          std::vector<Tensor> hidden, std::vector<Tensor> activated,
+                          std::vector<Tensor> weights, std::vector<int64_t> activations,
+                          std::vector<double> slopes, std::vector<Tensor> to_weights,
+                          std::vector<Tensor> to_biases, bool add, bool of_input) {
   const Tensor gradient = as_contiguous(gradient_in), x = as_contiguous(x_in);
   by_hidden = all_contiguous(std::move(by_hidden));
   hidden = all_contiguous(std::move(hidden));
+  activated = all_contiguous(std::move(activated));
   const Layers net(weights, activations, std::move(slopes), x.size(0));
   const size_t last = net.count() - 1;
   const Tensor to_x = new_gradient(of_input, x, x.sizes());
@@ -459,6 +533,11 @@ Tensor mlp_value_backward(const Tensor& gradient_in, std::vector<Tensor> by_hidd
   dispatch_full_precision(x, "mlp_value_backward", [&](auto element) {
     using T = decltype(element);
     Phases phases;
+    const std::vector<T*> beside = by_layer<T>(net, keeps_input, last, activated);
+    const auto operand = [&](size_t l) {
+      if (l == 0) return pointer<T>(x);
+      return beside[l - 1] ? beside[l - 1] : pointer<T>(hidden[l - 1]);
+    };
     const T* rows = pointer<T>(gradient);
     int64_t stride = net.outputs(last);
     if (net.active(last)) {
@@ -468,8 +547,8 @@ Tensor mlp_value_backward(const Tensor& gradient_in, std::vector<Tensor> by_hidd
     }
     for (size_t l = last + 1; l-- > 0;) {
       if (of_weights) {
-        weight_gradient(phases, net, l, rows, stride, pointer<T>(l > 0 ? hidden[l - 1] : x),
-                        l > 0 ? net.stride(l - 1) : net.inputs(0), to_weights[l], add);
+        weight_gradient(phases, net, l, rows, stride, operand(l), l > 0 ? net.stride(l - 1) : net.inputs(0),
+                        to_weights[l], add);
         bias_gradient(phases, net, l, rows, stride, output_pointer<T>(to_biases[l]));
       }
       if (l == 0) {
@@ -479,7 +558,7 @@ Tensor mlp_value_backward(const Tensor& gradient_in, std::vector<Tensor> by_hidd
       }
       T* out = buffers.at<T>(l - 1);
       Pointwise<T> p = net.behind(l - 1, out);
-      p.value = pointer<T>(hidden[l - 1]);
+      p.key = pointer<T>(hidden[l - 1]);
       p.added = by_hidden.empty() ? nullptr : pointer<T>(by_hidden[l - 1]);
       back_through_weight(phases, net, l, rows, stride, out, p.stride, pointwise_behind(p));
       phases.then();
@@ -499,14 +578,14 @@ std::vector<Tensor> new_gradients(const std::vector<Tensor>& weights, bool wante
   return result;
 }
 
-// mlp_vjp_backward's in new tensors: of the cotangent, the weights, and what the curved activations gave.
+// mlp_vjp_backward's in new tensors: of the cotangent, the weights, and the curved activations' keys.
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_vjp_gradients(
     const Tensor& tangent, const Tensor& cotangent, std::vector<Tensor> before, std::vector<Tensor> behind,
     std::vector<Tensor> hidden, std::vector<Tensor> weights, std::vector<int64_t> activations,
     std::vector<double> slopes, bool of_weights) {
   const std::vector<Tensor> to_weights = new_gradients(weights, of_weights);
   const Layers net(weights, activations, slopes, tangent.size(0));
-  const std::vector<Tensor> to_hidden = net.curved_rows(net.count(), tangent);
+  const std::vector<Tensor> to_hidden = net.rows_of(is_curved, net.count(), tangent);
   const Tensor to_cotangent = mlp_vjp_backward(tangent, cotangent, before, behind, hidden, weights,
                                                activations, slopes, to_weights, to_hidden);
   return {to_cotangent, to_weights, to_hidden};
@@ -515,16 +594,16 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_vjp_gradients(
 // mlp_value_backward's in new tensors: of x, the weights and the biases.
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_value_gradients(
     const Tensor& gradient, std::vector<Tensor> by_hidden, const Tensor& x, std::vector<Tensor> hidden,
-    std::vector<Tensor> weights, std::vector<int64_t> activations, std::vector<double> slopes,
-    bool of_weights, bool of_input) {
+    std::vector<Tensor> activated, std::vector<Tensor> weights, std::vector<int64_t> activations,
+    std::vector<double> slopes, bool of_weights, bool of_input) {
   const std::vector<Tensor> to_weights = new_gradients(weights, of_weights);
   std::vector<Tensor> to_biases;
   for (const Tensor& weight : to_weights) {
     const int64_t outputs = weight.size(0);
     to_biases.push_back(new_output(weight, Sizes(&outputs, 1)));
   }
-  const Tensor to_x = mlp_value_backward(gradient, by_hidden, x, hidden, weights, activations, slopes,
-                                         to_weights, to_biases, false, of_input);
+  const Tensor to_x = mlp_value_backward(gradient, by_hidden, x, hidden, activated, weights, activations,
+                                         slopes, to_weights, to_biases, false, of_input);
   return {to_x, to_weights, to_biases};
 }
 

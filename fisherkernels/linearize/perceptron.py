@@ -15,12 +15,21 @@ import torch
 from torch import Tensor
 
 from fisherkernels.ops import backends
-from fisherkernels.ops.mlp_sweep import SWEEP_ACTIVATIONS, MLPSweep, unchecked_sweep
+from fisherkernels.ops.mlp_sweep import NOT_LAST, SWEEP_ACTIVATIONS, MLPSweep, unchecked_sweep
 from fisherkernels.transforms import records
 
 from .plan import Ref, Step, Stretch
 
 _LARGEST, _MANY = 1 << 19, 256  # elements of a weight, samples: where both are larger, torch's products are faster
+
+
+# What an activation's rule takes behind its input. But for a slope, the sweeps' kernels know these values alone.
+_CONSTANTS: dict[str, dict[str, Any]] = {
+    "leaky_relu": {"negative_slope": 0.01},
+    "elu": {"alpha": 1.0},
+    "softplus": {"beta": 1.0, "threshold": 20.0},
+    "gelu": {"approximate": "none"},
+}
 
 
 def perceptrons_of(steps: tuple[Step, ...], output: Any) -> tuple[Stretch, ...]:
@@ -42,6 +51,8 @@ def perceptrons_of(steps: tuple[Step, ...], output: Any) -> tuple[Stretch, ...]:
 
 
 def _stretch(steps: tuple[Step, ...], found: list[int]) -> Stretch:
+    if steps[found[-1]].rule in NOT_LAST:
+        found = found[:-1]
     between = tuple(i for i in range(found[0], found[-1]) if i not in found)
     return Stretch(tuple(found), between, tuple(steps[i].rule for i in found[1::2]))
 
@@ -66,16 +77,20 @@ def sweep_of(
     if x.device.type != "cpu" or x.dim() != 2 or x.dtype not in (torch.float32, torch.float64):
         return None
     layers = [_weight_and_bias(*call) for call in calls[::2]]
-    slopes = [_negative_slope(kind, *call) for kind, call in zip(activations, calls[1::2], strict=True)]
+    constants = [_constants(kind, *call) for kind, call in zip(activations, calls[1::2], strict=True)]
+    if not all(map(_has_kernel, activations, constants)):
+        return None
+    pairs = list(zip(activations, constants, strict=True))
+    slopes = [float(given[0]) if kind == "leaky_relu" else 0.0 for kind, given in pairs]
     weights, biases = zip(*layers, strict=True)
     parameters = (*weights, *(bias for bias in biases if bias is not None))
-    if not (min(slopes) >= 0 and records(x, *parameters) and _fit(x, layers) and backends()["cpu"].active):
+    if not (records(x, *parameters) and _fit(x, layers) and backends()["cpu"].active):
         return None
     kinds = [SWEEP_ACTIVATIONS.index(kind) for kind in activations]
     sweep = unchecked_sweep(x, weights, biases, kinds, slopes)
     saved: list[tuple] = [(weight,) for weight in weights]
-    for i, (kind, hidden, slope) in enumerate(zip(activations, sweep.hidden, slopes, strict=True)):
-        saved.insert(2 * i + 1, (hidden, slope, True) if kind == "leaky_relu" else (hidden,))
+    for i, (hidden, (kind, given)) in enumerate(zip(sweep.hidden, pairs, strict=True)):
+        saved.insert(2 * i + 1, (hidden, *given, True) if kind == "leaky_relu" else (hidden, *given))
     return sweep, saved
 
 
@@ -101,7 +116,10 @@ def _weight_and_bias(args: tuple, kwargs: dict) -> tuple[Tensor, Tensor | None]:
     return weight, args[1] if len(args) > 1 else kwargs.get("bias")
 
 
-def _negative_slope(kind: str, args: tuple, kwargs: dict) -> float:
-    if kind != "leaky_relu":
-        return 0.0
-    return float(args[0] if args else kwargs.get("negative_slope", 0.01))
+def _constants(kind: str, args: tuple, kwargs: dict) -> tuple:
+    taken = enumerate(_CONSTANTS.get(kind, {}).items())
+    return tuple(args[i] if i < len(args) else kwargs.get(name, default) for i, (name, default) in taken)
+
+
+def _has_kernel(kind: str, constants: tuple) -> bool:
+    return constants[0] >= 0 if kind == "leaky_relu" else constants == tuple(_CONSTANTS.get(kind, {}).values())

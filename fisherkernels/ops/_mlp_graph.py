@@ -7,7 +7,17 @@ from torch import Tensor
 
 from fisherkernels.ops._autograd import below_autograd, needs_graph
 from fisherkernels.ops._library import backends
-from fisherkernels.ops._mlp_plain import again, arrived, batched, by_layer, columns_of, plain_value, plain_vjp
+from fisherkernels.ops._mlp_plain import (
+    CURVED,
+    activations_below,
+    again,
+    arrived,
+    batched,
+    by_layer,
+    columns_of,
+    plain_value,
+    plain_vjp,
+)
 from fisherkernels.transforms import for_graph
 
 opset = torch.ops.fisherkernels
@@ -19,10 +29,10 @@ def in_graph(x: Tensor) -> bool:
 
 
 def graph_value(constants, count, x, *parameters):
-    """What each activation gave, padded, and the value behind the last weight; then the weights."""
+    """Each activation's key, padded, and the value where none is behind the last weight; then the weights."""
     weights, biases = parameters[:count], parameters[count:]
     given = [x.new_empty(0) if bias is None else bias for bias in biases]
-    value, hidden = opset.mlp_value.default(x, weights, given, *constants)
+    value, hidden, _ = opset.mlp_value.default(x, weights, given, *constants)
     return *hidden, *([value] if len(hidden) < count else []), *weights
 
 
@@ -32,22 +42,24 @@ def graph_vjp(constants, cotangent, *tensors):
 
 
 class _Value(torch.autograd.Function):
-    """-> the operator's value, and what each activation gave."""
+    """-> the operator's results, flat."""
 
     @staticmethod
     def forward(ctx, constants, count, x, *parameters):
         weights, biases = parameters[:count], parameters[count:]
-        value, hidden = below_autograd(opset.mlp_value.default, x, weights, biases, *constants)
+        value, hidden, beside = below_autograd(opset.mlp_value.default, x, weights, biases, *constants)
         ctx.constants, ctx.count = constants, count
-        ctx.save_for_backward(x, *parameters, *hidden)
+        ctx.save_for_backward(x, *parameters, *hidden, *beside)
+        ctx.mark_non_differentiable(*beside)
         ctx.set_materialize_grads(False)
-        return value, *hidden
+        return value, *hidden, *beside
 
     @staticmethod
-    def backward(ctx, of_value, *of_hidden):
-        (kinds, slopes), count, needs = ctx.constants, ctx.count, ctx.needs_input_grad[2:]
+    def backward(ctx, of_value, *of_others):
+        count, active, needs = ctx.count, len(ctx.constants[0]), ctx.needs_input_grad[2:]
+        of_hidden = of_others[:active]
         x, *others = ctx.saved_tensors
-        parameters, hidden = others[: 2 * count], others[2 * count :]
+        parameters, hidden, beside = others[: 2 * count], others[2 * count :][:active], others[2 * count + active :]
         if torch.is_grad_enabled() or batched((of_value, *of_hidden)):
             function = partial(_plain_results, ctx.constants, count)
             return None, None, *again(function, (x, *parameters), (of_value, *of_hidden))
@@ -57,9 +69,11 @@ class _Value(torch.autograd.Function):
         if top == 0:
             return (None,) * len(ctx.needs_input_grad)
         gradient = columns_of(of_rows[top - 1], weights[top - 1].shape[0])
+        kinds, slopes = activations_below(top, ctx.constants)
         to_x, to_weights, to_biases = below_autograd(
             opset.mlp_value_gradients.default,
-            gradient, by_hidden, x, hidden[:top], weights[:top], kinds[:top], slopes[:top], any(needs[1:]), needs[0],
+            gradient, by_hidden, x, hidden[: len(kinds)], beside, weights[:top], kinds, slopes,
+            any(needs[1:]), needs[0],
         )  # fmt: skip
         none = [None] * count
         results = [to_x, *(to_weights + none)[:count], *(to_biases + none)[:count]]
@@ -95,13 +109,13 @@ class _VJP(torch.autograd.Function):
             opset.mlp_vjp_gradients.default,
             tangent, cotangent, kept[: ctx.between], kept[ctx.between :], hidden, weights, *ctx.constants, of_weights,
         )  # fmt: skip
-        to_hidden = by_layer(ctx.constants[0], to_curved)
+        to_hidden = by_layer(CURVED, ctx.constants[0], to_curved)
         results = [to_cotangent, *to_hidden, *(to_weights or [None] * len(weights))]
         return None, None, *(part if needed else None for part, needed in zip(results, needs, strict=True))
 
 
 def _plain_results(constants, count, x, *parameters):
-    """What the operator returns, flat."""
+    """What of the operator's results has gradients, flat."""
     biases = [bias if bias.numel() else None for bias in parameters[count:]]
     rows, active = plain_value(constants, count, x, *parameters[:count], *biases)[:count], len(constants[0])
     return rows[-1] if active < count else x.new_empty(0), *rows[:active]
@@ -115,8 +129,8 @@ def value_autograd(x, weights, biases, activations, slopes):
     """The Autograd kernel of mlp_value."""
     if not needs_graph(x, *weights, *biases):
         return below_autograd(opset.mlp_value.default, x, weights, biases, activations, slopes)
-    value, *hidden = _Value.apply((activations, slopes), len(weights), x, *weights, *biases)
-    return value, hidden
+    value, *others = _Value.apply((activations, slopes), len(weights), x, *weights, *biases)
+    return value, others[: len(activations)], others[len(activations) :]
 
 
 def vjp_autograd(cotangent, hidden, weights, activations, slopes):

@@ -9,12 +9,14 @@ from fisherkernels.ops._library import define
 from fisherkernels.ops._mlp_graph import value_autograd, vjp_autograd
 from fisherkernels.ops._mlp_plain import (
     CURVED,
-    SWEEP_ACTIVATIONS,
+    KEEP_INPUT,
+    activated,
     by_layer,
-    curved_rows_like,
+    drift,
     padded,
     plain_value,
     rows_like,
+    rows_of_kinds,
     scaled,
 )
 
@@ -25,7 +27,9 @@ def _value(x, weights, biases, activations, slopes):
     given = [bias if bias.numel() else None for bias in biases]
     rows = [part.clone() for part in plain_value((activations, slopes), len(weights), x, *weights, *given)]
     hidden = rows[: len(activations)]
-    return rows[len(weights) - 1] if len(hidden) < len(weights) else x.new_empty(0), hidden
+    kept = zip(hidden[: len(weights) - 1], activations, slopes, weights, strict=False)
+    beside = [padded(activated(h[:, : len(w)], kind, slope)) for h, kind, slope, w in kept if kind in KEEP_INPUT]
+    return rows[len(weights) - 1] if len(hidden) < len(weights) else x.new_empty(0), hidden, beside
 
 
 def _vjp(cotangent, hidden, weights, activations, slopes):
@@ -42,34 +46,35 @@ def _vjp(cotangent, hidden, weights, activations, slopes):
 
 def _vjp_backward(tangent, cotangent, before, behind, hidden, weights, activations, slopes, to_weights, to_hidden):
     last, curved = len(weights) - 1, iter(to_hidden)
-    unscaled = [*by_layer(activations[:last], behind), cotangent]
+    unscaled = [*by_layer(CURVED, activations[:last], behind), cotangent]
     for i, weight in enumerate(weights):
         active, width = i < len(hidden), len(weight)
-        y = hidden[i][:, :width] if active else None
+        key = hidden[i][:, :width] if active else None
         if to_weights:
             arrived = before[i][:, :width] if i < last else cotangent
             if i == last and active:
-                arrived = scaled(cotangent, y, activations[i], slopes[i])
+                arrived = scaled(cotangent, key, activations[i], slopes[i])
             to_weights[i].copy_(arrived.t() @ tangent)
         tangent = tangent @ weight.t()
         if not active:
             continue
         if activations[i] in CURVED:
-            drift = 1 - 2 * y if SWEEP_ACTIVATIONS[activations[i]] == "sigmoid" else -2 * y
-            next(curved).copy_(padded(tangent * unscaled[i][:, :width] * drift))
-        tangent = scaled(tangent, y, activations[i], slopes[i])
+            next(curved).copy_(padded(tangent * unscaled[i][:, :width] * drift(key, activations[i])))
+        tangent = scaled(tangent, key, activations[i], slopes[i])
     return tangent
 
 
 def _value_backward(
-    gradient, by_hidden, x, hidden, weights, activations, slopes, to_weights, to_biases, add, of_input
+    gradient, by_hidden, x, hidden, beside, weights, activations, slopes, to_weights, to_biases, add, of_input
 ):  # fmt: skip
+    operands = [y if h is None else h for y, h in zip(hidden, by_layer(KEEP_INPUT, activations, beside), strict=True)]
     for i in range(len(weights) - 1, -1, -1):
         if i < len(hidden):
-            if i < len(by_hidden):
-                gradient = gradient + by_hidden[i][:, : len(weights[i])]
-            gradient = scaled(gradient, hidden[i][:, : len(weights[i])], activations[i], slopes[i])
-        operand = hidden[i - 1][:, : weights[i].shape[1]] if i else x
+            of_key = by_hidden[i][:, : len(weights[i])] if i < len(by_hidden) else 0
+            before, behind = (0, of_key) if activations[i] in KEEP_INPUT else (of_key, 0)
+            key = hidden[i][:, : len(weights[i])]
+            gradient = scaled(gradient + before, key, activations[i], slopes[i]) + behind
+        operand = operands[i - 1][:, : weights[i].shape[1]] if i else x
         if to_weights:
             product = gradient.t() @ operand
             to_weights[i].copy_(to_weights[i] + product if add else product)
@@ -80,13 +85,14 @@ def _value_backward(
 
 def _value_fake(x, weights, biases, activations, slopes):
     sizes = (x.shape[0], weights[-1].shape[0]) if len(activations) < len(weights) else (0,)
-    return x.new_empty(sizes), rows_like(weights, activations, x)
+    beside = rows_of_kinds(KEEP_INPUT, weights, activations[: len(weights) - 1], x)
+    return x.new_empty(sizes), rows_like(weights, activations, x), beside
 
 
 def _vjp_fake(cotangent, hidden, weights, activations, slopes):
     pulled = cotangent.new_empty(cotangent.shape[0], weights[0].shape[1])
     between = activations[: len(weights) - 1]
-    return pulled, rows_like(weights, between, cotangent), curved_rows_like(weights, between, cotangent)
+    return pulled, rows_like(weights, between, cotangent), rows_of_kinds(CURVED, weights, between, cotangent)
 
 
 def _vjp_backward_fake(tangent, cotangent, *_):
@@ -98,26 +104,26 @@ def _value_backward_fake(gradient, by_hidden, x, *others):
 
 
 def _vjp_gradients(tangent, cotangent, before, behind, hidden, weights, activations, slopes, of_weights):
-    to_weights, to_hidden = _new_gradients(weights, of_weights), curved_rows_like(weights, activations, tangent)
+    to_weights, to_hidden = _new_gradients(weights, of_weights), rows_of_kinds(CURVED, weights, activations, tangent)
     network = (hidden, weights, activations, slopes)
     to_cotangent = opset.mlp_vjp_backward(tangent, cotangent, before, behind, *network, to_weights, to_hidden)
     return to_cotangent, to_weights, to_hidden
 
 
 def _vjp_gradients_fake(tangent, cotangent, before, behind, hidden, weights, activations, slopes, of_weights):
-    to_hidden = curved_rows_like(weights, activations, tangent)
+    to_hidden = rows_of_kinds(CURVED, weights, activations, tangent)
     return cotangent.new_empty(cotangent.shape), _new_gradients(weights, of_weights), to_hidden
 
 
-def _value_gradients(gradient, by_hidden, x, hidden, weights, activations, slopes, of_weights, of_input):
+def _value_gradients(gradient, by_hidden, x, hidden, beside, weights, activations, slopes, of_weights, of_input):
     to_weights = _new_gradients(weights, of_weights)
     to_biases = [x.new_empty(w.shape[0]) for w in to_weights]
-    network = (x, hidden, weights, activations, slopes)
+    network = (x, hidden, beside, weights, activations, slopes)
     to_x = opset.mlp_value_backward(gradient, by_hidden, *network, to_weights, to_biases, False, of_input)
     return to_x, to_weights, to_biases
 
 
-def _value_gradients_fake(gradient, by_hidden, x, hidden, weights, activations, slopes, of_weights, of_input):
+def _value_gradients_fake(gradient, by_hidden, x, hidden, beside, weights, activations, slopes, of_weights, of_input):
     to_weights = _new_gradients(weights, of_weights)
     return x.new_empty(x.shape if of_input else (0,)), to_weights, [x.new_empty(w.shape[0]) for w in to_weights]
 
@@ -131,7 +137,7 @@ _NETWORK = "Tensor[] weights, int[] activations, float[] slopes"
 define(
     "mlp_value",
     "(Tensor x, Tensor[] weights, Tensor[] biases, int[] activations, float[] slopes)"
-    " -> (Tensor value, Tensor[] hidden)",
+    " -> (Tensor value, Tensor[] hidden, Tensor[] beside)",
     twin=_value,
     fake=_value_fake,
     autograd=value_autograd,
@@ -153,8 +159,8 @@ define(
 )
 define(
     "mlp_value_backward",
-    f"(Tensor gradient, Tensor[] by_hidden, Tensor x, Tensor[] hidden, {_NETWORK}, Tensor(a!)[] to_weights,"
-    " Tensor(b!)[] to_biases, bool add, bool of_input) -> Tensor",
+    f"(Tensor gradient, Tensor[] by_hidden, Tensor x, Tensor[] hidden, Tensor[] beside, {_NETWORK},"
+    " Tensor(a!)[] to_weights, Tensor(b!)[] to_biases, bool add, bool of_input) -> Tensor",
     twin=_value_backward,
     fake=_value_backward_fake,
     autograd=not_differentiable("mlp_value_backward", _REASON),
@@ -168,8 +174,8 @@ define(
 )
 define(
     "mlp_value_gradients",
-    f"(Tensor gradient, Tensor[] by_hidden, Tensor x, Tensor[] hidden, {_NETWORK}, bool of_weights, bool of_input)"
-    " -> (Tensor to_x, Tensor[] to_weights, Tensor[] to_biases)",
+    f"(Tensor gradient, Tensor[] by_hidden, Tensor x, Tensor[] hidden, Tensor[] beside, {_NETWORK}, bool of_weights,"
+    " bool of_input) -> (Tensor to_x, Tensor[] to_weights, Tensor[] to_biases)",
     twin=_value_gradients,
     fake=_value_gradients_fake,
 )

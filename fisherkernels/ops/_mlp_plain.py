@@ -1,5 +1,6 @@
 """Perceptrons in plain tensor operations, which autograd, torch.compile and torch.func's transforms see through."""
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
@@ -9,19 +10,25 @@ from torch.nn import functional as F
 
 from fisherkernels.ops._layout import row_stride
 
-SWEEP_ACTIVATIONS = ("tanh", "sigmoid", "relu", "leaky_relu")
-CURVED = (0, 1)  # with a second derivative
+SWEEP_ACTIVATIONS = ("tanh", "sigmoid", "relu", "leaky_relu", "silu", "elu", "softplus", "gelu")
+CURVED = (0, 1, 4, 5, 6, 7)  # with a second derivative
+# The key of an activation, from which its derivatives follow: what these are given, what the others gave.
+KEEP_INPUT = (4, 5, 6, 7)
+NOT_LAST = SWEEP_ACTIVATIONS[4:]  # what they gave would be one result more
+_SOFTPLUS_LIMIT = 20  # linear above, as F.softplus
 
 aten = torch.ops.aten
 
 
 def plain_value(constants, count, x, *parameters):
+    """Each activation's key, padded, and the value where none is behind the last weight; then the weights."""
     weights, biases = parameters[:count], parameters[count:]
     rows = []
     for weight, bias, kind, slope in zip_longest(weights, biases, *constants):
-        x = F.linear(x, weight, bias)
-        x = x if kind is None else _activated(x, kind, slope)
-        rows.append(x if kind is None else padded(x))
+        x = given = F.linear(x, weight, bias)
+        if kind is not None:
+            x = activated(given, kind, slope)
+        rows.append(x if kind is None else padded(given if kind in KEEP_INPUT else x))
     return *rows, *(weight.view_as(weight) for weight in weights)
 
 
@@ -35,18 +42,66 @@ def plain_vjp(constants, cotangent, *tensors):
     return cotangent
 
 
-def _activated(x: Tensor, kind: int, slope: float) -> Tensor:
-    name = SWEEP_ACTIVATIONS[kind]
-    return F.leaky_relu(x, slope) if name == "leaky_relu" else getattr(torch, name)(x)
+def activated(x: Tensor, kind: int, slope: float) -> Tensor:
+    """a(x), in operations that have derivatives of every order."""
+    match SWEEP_ACTIVATIONS[kind]:
+        case "leaky_relu":
+            return F.leaky_relu(x, slope)
+        case "silu":
+            return x * torch.sigmoid(x)
+        case "elu":
+            return torch.where(x >= 0, x, torch.expm1(-F.relu(-x)))
+        case "softplus":
+            return torch.where(x > _SOFTPLUS_LIMIT, x, torch.log1p(torch.exp(x.clamp(max=_SOFTPLUS_LIMIT))))
+        case "gelu":
+            return x * torch.special.ndtr(x)
+        case name:
+            return getattr(torch, name)(x)
 
 
-def scaled(t: Tensor, y: Tensor, kind: int, slope: float) -> Tensor:
-    """a' t from y = a(x)."""
-    if kind in CURVED:
-        return (aten.tanh_backward, aten.sigmoid_backward)[kind](t, y)
-    if SWEEP_ACTIVATIONS[kind] == "relu":
-        return aten.threshold_backward(t, y.detach(), 0)
-    return aten.leaky_relu_backward(t, y.detach(), slope, True)
+def scaled(t: Tensor, key: Tensor, kind: int, slope: float) -> Tensor:
+    """a' t."""
+    match SWEEP_ACTIVATIONS[kind]:
+        case "tanh":
+            return aten.tanh_backward(t, key)
+        case "sigmoid":
+            return aten.sigmoid_backward(t, key)
+        case "relu":
+            return aten.threshold_backward(t, key.detach(), 0)
+        case "leaky_relu":
+            return aten.leaky_relu_backward(t, key.detach(), slope, True)
+        case "silu":
+            s = torch.sigmoid(key)
+            return t * (s * (1 + key * (1 - s)))
+        case "elu":
+            return t * torch.exp(-F.relu(-key))
+        case "softplus":
+            return t * torch.where(key > _SOFTPLUS_LIMIT, 1, torch.sigmoid(key))
+        case _:  # gelu
+            return t * (torch.special.ndtr(key) + key * _density(key))
+
+
+def drift(key: Tensor, kind: int) -> Tensor:
+    """The derivative of a' with respect to the key of a curved activation."""
+    match SWEEP_ACTIVATIONS[kind]:
+        case "tanh":
+            return -2 * key
+        case "sigmoid":
+            return 1 - 2 * key
+        case "elu":
+            return torch.where(key >= 0, 0, torch.exp(-F.relu(-key)))
+        case "gelu":
+            return _density(key) * (2 - key * key)
+    s = torch.sigmoid(key)
+    both = s * (1 - s)
+    if SWEEP_ACTIVATIONS[kind] == "silu":
+        return both * (2 + key * (1 - 2 * s))
+    return torch.where(key > _SOFTPLUS_LIMIT, 0, both)
+
+
+def _density(x: Tensor) -> Tensor:
+    """The standard normal one."""
+    return torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
 
 
 def columns_of(rows: Tensor, columns: int) -> Tensor:
@@ -57,10 +112,17 @@ def padded(rows: Tensor) -> Tensor:
     return F.pad(rows, (0, row_stride(rows.shape[1]) - rows.shape[1]))
 
 
-def by_layer(activations: list[int], curved: list[Tensor]) -> list[Tensor | None]:
-    """Tensors of the curved activations, None for the others."""
-    given = iter(curved)
-    return [next(given) if kind in CURVED else None for kind in activations]
+def by_layer(kinds: Sequence[int], activations: list[int], tensors: Sequence[Tensor]) -> list[Tensor | None]:
+    """The tensors, which are of the activations among ``kinds``; None for the others."""
+    given = iter(tensors)
+    return [next(given) if kind in kinds else None for kind in activations]
+
+
+def activations_below(top: int, constants: tuple[list, list]) -> tuple[list, list]:
+    """The activations of the first ``top`` layers where the gradient of the key of the last of these is given."""
+    kinds, slopes = constants
+    active = top - (top <= len(kinds) and kinds[top - 1] in KEEP_INPUT)
+    return kinds[:active], slopes[:active]
 
 
 def rows_like(weights, activations, like: Tensor) -> list[Tensor]:
@@ -69,9 +131,10 @@ def rows_like(weights, activations, like: Tensor) -> list[Tensor]:
     return [like.new_empty(samples, row_stride(w.shape[0])) for w, _ in zip(weights, activations, strict=False)]
 
 
-def curved_rows_like(weights, activations, like: Tensor) -> list[Tensor]:
-    curved = [w for w, kind in zip(weights, activations, strict=False) if kind in CURVED]
-    return rows_like(curved, curved, like)
+def rows_of_kinds(kinds, weights, activations, like: Tensor) -> list[Tensor]:
+    """New padded rows behind the weights whose activation is one of ``kinds``."""
+    chosen = [w for w, kind in zip(weights, activations, strict=False) if kind in kinds]
+    return rows_like(chosen, chosen, like)
 
 
 def batched(gradients: Sequence[Tensor | None]) -> bool:
@@ -80,7 +143,7 @@ def batched(gradients: Sequence[Tensor | None]) -> bool:
 
 
 def arrived(of_rows: Sequence[Tensor | None], hidden: Sequence[Tensor]) -> tuple[int, list[Tensor]]:
-    """How many layers have gradients at or above them, and those of what the activations below the top one gave.
+    """How many layers have gradients at or above them, and those of the keys of the activations below the top one.
 
     Zeros stand for None, and an empty list for None only.
     """

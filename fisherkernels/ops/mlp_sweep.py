@@ -19,15 +19,18 @@ from fisherkernels.ops._checks import (
 )
 from fisherkernels.ops._mlp_graph import graph_value, graph_vjp, in_graph
 from fisherkernels.ops._mlp_plain import (
+    CURVED,
+    NOT_LAST,
     SWEEP_ACTIVATIONS,
+    activations_below,
     again,
     arrived,
     batched,
     by_layer,
     columns_of,
-    curved_rows_like,
     plain_value,
     plain_vjp,
+    rows_of_kinds,
 )
 from fisherkernels.transforms import plainly_eager
 
@@ -37,13 +40,14 @@ class MLPSweep(NamedTuple):
 
     Attributes:
         value: [N, m].
-        hidden: what the activations gave, each [N, h_l]; the last one is the value where one is behind all weights.
+        hidden: what derivatives of the activations follow from, each [N, h_l]: what they gave (the last one is the
+            value where one is behind all weights), but what they were given for "silu", "elu", "softplus" and "gelu".
     """
 
     value: Tensor
     hidden: tuple[Tensor, ...]
     constants: tuple[list[int], list[float]]  # activations by their number, negative slopes
-    shared: tuple[Tensor, ...]  # what the activations gave, padded, and the weights, as outputs of the value's node
+    shared: tuple[Tensor, ...]  # hidden, padded, and the weights, as outputs of the value's node
 
     def vjp(self, cotangent: Tensor) -> Tensor:
         """J^T c, [N, h_0], for c [N, m].
@@ -71,13 +75,14 @@ def mlp_sweep(
     its backward: J t for the product, with the gradients of the weights as products of its two sweeps; the value's
     then adds its own gradients of the weights onto those, in place (in graphs of torch.compile, in new tensors).
     Floor: 2 N Σ h_(l-1) h_l FLOPs for each of the two, twice that for each backward. Saved for backward: x, the hidden
-    values, and for a product its cotangents.
+    values (of "silu", "elu", "softplus" and "gelu" what these gave too), and for a product its cotangents.
 
     Args:
         x: [N, h_0].
         weights: W_l, [h_l, h_(l-1)]; one at least.
         biases: b_l, [h_l], or None.
-        activations: "tanh", "sigmoid", "relu" or "leaky_relu", behind each of the weights, or each but the last.
+        activations: "tanh", "sigmoid", "relu" or "leaky_relu", behind each of the weights, or each but the last;
+            "silu", "elu" (alpha 1), "softplus" (beta 1, linear above 20) or "gelu" (exact) behind any but the last.
         negative_slopes: of "leaky_relu", one per activation (0 or more); 0.01 where None.
 
     Returns:
@@ -104,6 +109,9 @@ def mlp_sweep(
         )
     check_layers(name, x, x.shape[1], weights, biases)
     check_activations(name, activations, SWEEP_ACTIVATIONS)
+    if len(activations) == count and activations[-1] in NOT_LAST:
+        others = ", ".join(kind for kind in SWEEP_ACTIVATIONS if kind not in NOT_LAST)
+        raise ValueError(f"{name}: behind the last weight activations must be one of {others}, got {activations[-1]!r}")
     for i, slope in enumerate(slopes):
         if not slope >= 0:
             raise ValueError(f"{name}: negative_slopes[{i}] must be 0 or more, got {slope}")
@@ -130,27 +138,27 @@ def _chosen(x: Tensor, eager: Callable, graph: Callable, plain: Callable) -> Cal
 
 
 class _Value(torch.autograd.Function):
-    """-> what each activation gave, padded, or the value behind the last weight, then the weights again: their
-    gradients in a product come through here.
+    """-> each activation's key, padded, and the value where none is behind the last weight, then the weights again:
+    their gradients in a product come through here.
     """
 
     @staticmethod
     def forward(ctx, constants, count, x, *parameters):
         weights, biases = parameters[:count], parameters[count:]
         biases = [x.new_empty(0) if bias is None else bias for bias in biases]
-        value, rows = below_autograd(torch.ops.fisherkernels.mlp_value.default, x, weights, biases, *constants)
+        value, rows, beside = below_autograd(torch.ops.fisherkernels.mlp_value.default, x, weights, biases, *constants)
+        ctx.constants, ctx.count = constants, count
+        ctx.save_for_backward(x, *parameters, *rows, *beside)
         if len(rows) < count:
             rows.append(value)
-        ctx.constants, ctx.count = constants, count
-        ctx.save_for_backward(x, *parameters, *rows[: len(constants[0])])
         ctx.set_materialize_grads(False)
         return *rows, *(weight.detach() for weight in weights)
 
     @staticmethod
     def backward(ctx, *received):
-        (kinds, slopes), count, needs = ctx.constants, ctx.count, ctx.needs_input_grad[2:]
+        count, active, needs = ctx.count, len(ctx.constants[0]), ctx.needs_input_grad[2:]
         x, *others = ctx.saved_tensors
-        parameters, hidden = others[: 2 * count], others[2 * count :]
+        parameters, hidden, beside = others[: 2 * count], others[2 * count :][:active], others[2 * count + active :]
         if torch.is_grad_enabled() or not _ordinary(received):
             function = partial(plain_value, ctx.constants, count)
             return None, None, *again(function, (x, *parameters), received)
@@ -165,10 +173,11 @@ class _Value(torch.autograd.Function):
             make = partial(torch.zeros_like if add else torch.empty_like, memory_format=torch.contiguous_format)
             to_weights = [make(w) if g is None else g.contiguous() for w, g in zip(weights, given, strict=False)]
         gradient = columns_of(of_rows[top - 1], weights[-1].shape[0])
+        kinds, slopes = activations_below(top, ctx.constants)
         to_biases = [x.new_empty(w.shape[0]) for w in to_weights]
         to_x = below_autograd(
             torch.ops.fisherkernels.mlp_value_backward.default,
-            gradient, by_hidden, x, hidden[:top], weights, kinds[:top], slopes[:top],
+            gradient, by_hidden, x, hidden[: len(kinds)], beside, weights, kinds, slopes,
             to_weights, to_biases, add, needs[0],
         )  # fmt: skip
         behind = [None] * (count - top)
@@ -177,7 +186,7 @@ class _Value(torch.autograd.Function):
 
 
 class _VJP(torch.autograd.Function):
-    """(cotangent, what the activations gave, weights) -> J^T cotangent."""
+    """(cotangent, the activations' keys, weights) -> J^T cotangent."""
 
     @staticmethod
     def forward(ctx, constants, cotangent, *tensors):
@@ -205,7 +214,7 @@ class _VJP(torch.autograd.Function):
         trains = _trains(node) if ours else any(ctx.needs_input_grad[2 + active :])
         make = partial(torch.empty_like, memory_format=torch.contiguous_format)
         to_weights = [make(w) for w in weights] if trains else []
-        to_hidden = curved_rows_like(weights, constants[0], tangent)
+        to_hidden = rows_of_kinds(CURVED, weights, constants[0], tangent)
         to_cotangent = below_autograd(
             torch.ops.fisherkernels.mlp_vjp_backward.default,
             tangent, cotangent, rest[:between], rest[between:], hidden, weights, *constants, to_weights, to_hidden,
@@ -213,7 +222,7 @@ class _VJP(torch.autograd.Function):
         return (
             None,
             to_cotangent if ctx.needs_input_grad[1] else None,
-            *by_layer(constants[0], to_hidden),
+            *by_layer(CURVED, constants[0], to_hidden),
             *(to_weights or [None] * len(weights)),
         )
 

@@ -44,8 +44,8 @@ def close(actual, expected, tolerance, what, floor=0.0):
 
 
 def all_close(actual, expected, tolerance, what):
-    """A gradient that vanishes but for rounding (a bias before BatchNorm) is held against the others' size: what is left
-    of it are the last digits of sums of theirs.
+    """A gradient that vanishes but for rounding (a bias before BatchNorm) is held against the others' size: what is
+    left of it are the last digits of sums of theirs.
     """
     floor = 1e-2 * max(map(rms, expected))
     for i, (a, e) in enumerate(zip(actual, expected, strict=True)):

@@ -92,8 +92,26 @@ def with_reshapes():
 
 def two_stretches():
     return nn.Sequential(
-        nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.SiLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)
+        nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Hardtanh(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)
     )
+
+
+class Smooth(nn.Module):
+    """Functional forms of what keeps its input, the last one behind the stretch."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in ((3, 5), (5, 4), (4, 6), (6, 2)))
+
+    def forward(self, x):
+        first, second, third, last = self.layers
+        x = F.softplus(second(F.elu(first(x), 1.0, inplace=True)), beta=1, threshold=20)
+        return F.silu(last(torch.tanh(third(x))))
+
+
+def smooth_with(activation):
+    layers = nn.Linear(3, 5), activation, nn.Linear(5, 4), nn.SiLU(), nn.Linear(4, 3), nn.GELU(), nn.Linear(3, 2)
+    return nn.Sequential(*layers)
 
 
 NETWORKS = {
@@ -103,6 +121,9 @@ NETWORKS = {
     "two": two_stretches,
     "ReLU": lambda: nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)),
     "functional": Functional,
+    "smooth": lambda: smooth_with(nn.Softplus()),
+    "smooth, functional": Smooth,
+    "smooth and tanh": lambda: nn.Sequential(smooth_with(nn.ELU()), nn.Tanh()),
     "tied": Tied,
     "residual behind": lambda: nn.Sequential(perceptron_of(), nn.Tanh(), nn.Linear(6, 3), Residual()),
 }
@@ -138,6 +159,8 @@ def swept(lin):
         (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Dropout(0.5), nn.Linear(4, 2)), []),
         (lambda: perceptron_of(nn.Dropout(0.5)), ["linear tanh linear leaky_relu linear"]),
         (Functional, ["linear leaky_relu linear tanh"]),
+        (Smooth, ["linear elu linear softplus linear tanh linear"]),
+        (lambda: smooth_with(nn.ELU()), ["linear elu linear silu linear gelu linear"]),
         (Tied, ["linear relu linear tanh linear"]),
         (Residual, []),
         (Outputs, []),
@@ -205,6 +228,14 @@ def test_step_by_step_otherwise(run):
     net, x = perceptron_of(), torch.randn(4, 3, requires_grad=True)
     lin = run(net, x)
     assert swept(lin) == 0 and lin.value.shape[-1] == 6
+
+
+@sweeps_run
+@pytest.mark.parametrize("other", [nn.ELU(0.5), nn.Softplus(2.0), nn.Softplus(1.0, 5.0), nn.GELU("tanh")])
+def test_other_constants_than_the_kernels(other):
+    x = torch.randn(4, 3, requires_grad=True)
+    assert swept(linearize(smooth_with(other), x)) == 0
+    assert swept(linearize(smooth_with(type(other)()), x)) == 1
 
 
 @sweeps_run

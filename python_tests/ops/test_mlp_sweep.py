@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from fisherkernels import ops
 from fisherkernels.ops._mlp_graph import graph_value, graph_vjp
-from fisherkernels.ops._mlp_plain import SWEEP_ACTIVATIONS
+from fisherkernels.ops._mlp_plain import NOT_LAST, SWEEP_ACTIVATIONS
 
 SLOPE = 0.2
 FUNCTIONS = {
@@ -17,6 +17,10 @@ FUNCTIONS = {
     "sigmoid": torch.sigmoid,
     "relu": torch.relu,
     "leaky_relu": lambda x: F.leaky_relu(x, SLOPE),
+    "silu": lambda x: x * torch.sigmoid(x),  # F.silu's derivatives end with the second
+    "elu": F.elu,
+    "softplus": F.softplus,
+    "gelu": F.gelu,
 }
 opset = torch.ops.fisherkernels
 
@@ -27,15 +31,15 @@ def split(count, tensors):
 
 
 def oracle(x, kinds, count, *tensors):
-    """The value, vector-Jacobian products with each cotangent, and what the activations gave."""
+    """The value, vector-Jacobian products with each cotangent, and what the activations gave or were given."""
     weights, biases, cotangents = split(count, tensors)
     x = x if x.requires_grad else x.detach().requires_grad_()
     value, hidden = x, []
     for weight, bias, kind in itertools.zip_longest(weights, biases, kinds):
         value = F.linear(value, weight, bias)
         if kind is not None:
-            value = FUNCTIONS[kind](value)
-            hidden.append(value)
+            given, value = value, FUNCTIONS[kind](value)
+            hidden.append(given if kind in NOT_LAST else value)
     products = [torch.autograd.grad(value, x, c, create_graph=True)[0] for c in cotangents]
     return value, *products, *hidden
 
@@ -94,7 +98,7 @@ def test_values_and_gradients(
     device, random_tensor, check_against, widths, samples, kinds, behind_last, biases, used, dtype, layout
 ):
     """The loss uses the value, products and hidden values, or only some of these."""
-    kinds = kinds[: len(widths) - 2 + behind_last]
+    kinds = kinds[: len(widths) - 2 + (behind_last and kinds[len(widths) - 2] not in NOT_LAST)]
     if not kinds:
         used = ["value"] if used == ["hidden"] else used
     args = make_arguments(random_tensor, widths, samples, kinds, biases, 2, dtype, device, layout)
@@ -114,7 +118,7 @@ def test_several_tiles(device, random_tensor, check_against, behind_last):
     check_against(called, oracle, args)
 
 
-@pytest.mark.parametrize("kinds", [["tanh"], ["relu", "sigmoid"]])
+@pytest.mark.parametrize("kinds", [["tanh"], ["relu", "sigmoid"], ["silu"]])
 def test_every_choice_of_what_is_trained(device, random_tensor, check_against, kinds):
     args = make_arguments(random_tensor, (3, 5, 2), 4, kinds, device=device)
     positions = [i for i, value in enumerate(args) if isinstance(value, torch.Tensor)]
@@ -137,7 +141,7 @@ def test_no_graph_where_nothing_is_trained(device, random_tensor):
 class TestBackward:
     """Of part of the inputs, more than once, through several products."""
 
-    @pytest.fixture(params=[["tanh"], ["relu", "sigmoid"]])
+    @pytest.fixture(params=[["tanh"], ["relu", "sigmoid"], ["softplus", "tanh"]])
     def args(self, request, device, random_tensor):
         return with_leaves(make_arguments(random_tensor, (3, 5, 2), 4, request.param, products=2, device=device))
 
@@ -222,7 +226,10 @@ def test_no_gradient_arrives(device, random_tensor, create_graph):
         assert grad is None or not grad.any()
 
 
-KINDS = pytest.mark.parametrize("kinds", [["tanh"], ["sigmoid", "tanh"], ["relu", "leaky_relu"]])
+KINDS = pytest.mark.parametrize(
+    "kinds",
+    [["tanh"], ["sigmoid", "tanh"], ["relu", "leaky_relu"], ["silu"], ["elu", "sigmoid"], ["softplus"], ["gelu"]],
+)
 
 
 @KINDS
@@ -237,7 +244,7 @@ def test_gradcheck(device, random_tensor, kinds):
 
 
 @pytest.mark.parametrize("used", [(0,), (1,), (0, 1), (2,)])
-@pytest.mark.parametrize("kinds", [["tanh"], ["tanh", "sigmoid"]])
+@pytest.mark.parametrize("kinds", [["tanh"], ["tanh", "sigmoid"], ["silu"], ["softplus", "tanh"], ["gelu"]])
 def test_third_derivatives(device, random_tensor, kinds, used):
     """Each of a gradient's gradient, where that is made of one of the outputs alone as well."""
     args = with_leaves(make_arguments(random_tensor, (2, 3, 2), 3, kinds, device=device))
@@ -288,25 +295,25 @@ def raw_calls(args):
     codes, slopes = [SWEEP_ACTIVATIONS.index(kind) for kind in kinds], [SLOPE] * len(kinds)
     net = (weights, codes, slopes)
     biases = [x.new_empty(0) if bias is None else bias for bias in biases]
-    _, hidden = opset.mlp_value(x, weights, biases, codes, slopes)
+    _, hidden, beside = opset.mlp_value(x, weights, biases, codes, slopes)
     _, before, behind = opset.mlp_vjp(cotangent, hidden, *net)
     by_hidden = [torch.randn_like(h) for h in hidden[: count - 1]]
     room = [torch.randn_like(weight) for weight in weights]
     yield "mlp_value", (x, weights, biases, codes, slopes)
     yield "mlp_vjp", (cotangent, hidden, *net)
-    curved = [torch.zeros_like(h) for h, kind in zip(hidden, kinds, strict=True) if kind in ("tanh", "sigmoid")]
+    curved = [torch.zeros_like(h) for h, kind in zip(hidden, kinds, strict=True) if "relu" not in kind]
     for to_weights in (room, []):
         to_biases = [x.new_zeros(len(weight)) for weight in to_weights]
         yield "mlp_vjp_backward", (x, cotangent, before, behind, hidden, *net, to_weights, curved)
-        yield "mlp_value_backward", (gradient, [], x, hidden, *net, to_weights, to_biases, False, False)
+        yield "mlp_value_backward", (gradient, [], x, hidden, beside, *net, to_weights, to_biases, False, False)
     to_biases = [x.new_zeros(len(weight)) for weight in weights]
-    yield "mlp_value_backward", (gradient, by_hidden, x, hidden, *net, room, to_biases, True, True)
+    yield "mlp_value_backward", (gradient, by_hidden, x, hidden, beside, *net, room, to_biases, True, True)
     for wanted in (True, False):
         yield "mlp_vjp_gradients", (x, cotangent, before, behind, hidden, *net, wanted)
-        yield "mlp_value_gradients", (gradient, by_hidden, x, hidden, *net, wanted, not wanted)
+        yield "mlp_value_gradients", (gradient, by_hidden, x, hidden, beside, *net, wanted, not wanted)
 
 
-@pytest.mark.parametrize("kinds, biases", [(["tanh"], True), (["relu", "sigmoid"], False)])
+@pytest.mark.parametrize("kinds, biases", [(["tanh"], True), (["relu", "sigmoid"], False), (["silu"], True)])
 def test_opcheck(device, random_tensor, kinds, biases):
     for name, args in raw_calls(make_arguments(random_tensor, (3, 4, 2), 3, kinds, biases, 2, device=device)):
         torch.library.opcheck(getattr(opset, name).default, args)
@@ -323,7 +330,9 @@ def without_padding(results, weights):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kinds", [["sigmoid", "tanh", "tanh"], ["relu", "leaky_relu"]])
+@pytest.mark.parametrize(
+    "kinds", [["sigmoid", "tanh", "tanh"], ["relu", "leaky_relu"], ["silu", "elu"], ["softplus", "gelu", "tanh"]]
+)
 def test_kernels_agree_with_twins(random_tensor, kinds):
     """From residuals of the kernels, with tied weights, also in what is written in place."""
     if not ops.backends()["cpu"].active:
@@ -469,7 +478,8 @@ def test_results_do_not_depend_on_the_number_of_threads(random_tensor, widths, a
 
 @pytest.mark.parametrize("kind", SWEEP_ACTIVATIONS)
 def test_nan_stays_in_its_sample(device, random_tensor, kind):
-    args = make_arguments(random_tensor, (5, 9, 6), 4, [kind, kind], dtype=torch.float32, device=device)
+    kinds = [kind] if kind in NOT_LAST else [kind, kind]
+    args = make_arguments(random_tensor, (5, 9, 6), 4, kinds, dtype=torch.float32, device=device)
     clean, others = called(*args), torch.arange(4, device=device) != 1
     for position in (0, -1):
         poisoned = list(args)
@@ -480,8 +490,37 @@ def test_nan_stays_in_its_sample(device, random_tensor, kind):
             assert torch.equal(output[others], expected[others])
         if position == 0:
             assert outputs[0][1].isnan().all()
-        if position == -1 or kind in ("tanh", "sigmoid"):
+        if position == -1 or "relu" not in kind:
             assert outputs[1][1].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", SWEEP_ACTIVATIONS)
+def test_activations_everywhere(device, kind, dtype):
+    """a, a' and a'' of numbers from zero to those whose exponentials overflow."""
+    exponents = torch.linspace(-12, 3, 60, dtype=dtype, device=device)
+    x = torch.cat([torch.zeros(1, dtype=dtype, device=device), 10**exponents, -(10**exponents)])[:, None]
+    one, function = torch.ones(1, 1, dtype=dtype, device=device), FUNCTIONS[kind]
+
+    def derivatives(run):
+        """a(x), a'(x), and where there is a graph for it a''(x)."""
+        given = x.clone().requires_grad_()
+        value, slope = run(given)
+        curvature = torch.autograd.grad(slope.sum(), given, allow_unused=True)[0] if slope.requires_grad else None
+        return value, slope, torch.zeros_like(x) if curvature is None else curvature
+
+    def swept(x):
+        sweep = ops.mlp_sweep(x, [one, one], [None, None], [kind], [SLOPE])
+        return sweep.value, sweep.vjp(torch.ones_like(x))
+
+    def plain(x):
+        x = x.double()
+        value = function(x)
+        return value, torch.autograd.grad(value.sum(), x, create_graph=True)[0]
+
+    for result, expected in zip(derivatives(swept), derivatives(plain), strict=True):
+        tolerance = 20 * torch.finfo(dtype).eps
+        torch.testing.assert_close(result, expected.to(dtype), rtol=tolerance, atol=tolerance)
 
 
 @KINDS
@@ -520,7 +559,8 @@ X, W, V, B, C = torch.zeros(3, 5), torch.zeros(7, 5), torch.zeros(2, 7), torch.z
         ((X, [W, V.to("meta")], [B, C], ["tanh"]), ValueError, r"weights\[1\] must be on cpu .* got meta"),
         ((X, [W, V], [B, C.double()], ["tanh"]), TypeError, r"biases\[1\] must have dtype torch.float32"),
         ((X, [W, V], [B, B], ["tanh"]), ValueError, r"biases\[1\] must have shape \[2\], got \[7\]"),
-        ((X, [W, V], [B, C], ["silu"]), ValueError, r"activations\[0\] must be one of tanh, .*, got 'silu'"),
+        ((X, [W, V], [B, C], ["exp"]), ValueError, r"activations\[0\] must be one of tanh, .*, got 'exp'"),
+        ((X, [W, V], [B, C], ["relu", "silu"]), ValueError, r"behind the last weight .*leaky_relu, got 'silu'"),
         ((X, [W, V], [B, C], ["leaky_relu"], [-0.1]), ValueError, r"negative_slopes\[0\] must be 0 or more, got -0.1"),
         ((X, [W, V], [B, C], ["leaky_relu"], [float("nan")]), ValueError, r"negative_slopes\[0\] .* got nan"),
     ],
