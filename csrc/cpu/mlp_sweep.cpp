@@ -56,25 +56,28 @@ FK_INLINE void at_input(AtInput<V>& to, const V& x, Kind kind) {
   using T = typename ExpTypes<V>::Element;
   const V one = V{} + T(1);
   if (kind == Kind::kElu) {
-    const V below = x > V{} ? V{} : x;
+    const V below = x > V{} ? V{} : x, fall = exp_of_negative<V>(below);
     const V growth = exp_pair_within<V>(clamped<V>(below, ExpConstants<T>::kPairLimit)).growth;
-    to = {x > V{} ? x : growth, growth + one, x >= V{} ? V{} : growth + one};
+    to = {x > V{} ? x : growth, fall, x >= V{} ? V{} : fall};
     return;
   }
+  // Where x goes into a product with what vanishes there, only as far as that is a normal number.
+  constexpr T kGeluLimit = sizeof(T) == sizeof(float) ? 12.5 : 37;
+  const V within = clamped<V>(x, kind == Kind::kGelu ? kGeluLimit : ExpConstants<T>::kPairLimit);
+  const V positive = x > V{} ? x : within;
   if (kind == Kind::kGelu) {
-    const V within = clamped<V>(x, T(40));  // no density further out
     const NormalAt<V> normal = standard_normal<V>(within);
-    to = {x * normal.below, normal.below + within * normal.density,
+    to = {positive * normal.below, normal.below + within * normal.density,
           normal.density * (T(2) - within * within)};
     return;
   }
-  const V s = sigmoid<V>(x), both = s * (one - s);
+  const V s = sigmoid<V>(within), both = s * (one - s);
   if (kind == Kind::kSilu) {
-    to = {x * s, s + x * both, both * (T(2) + x * (one - T(2) * s))};
+    to = {positive * s, s + within * both, both * (T(2) + within * (one - T(2) * s))};
   } else {
-    const V limit = V{} + T(kSoftplusLimit), positive = x > V{} ? x : V{};
+    const V limit = V{} + T(kSoftplusLimit);
     const V log = log1p_of_unit<V>(exp_of_negative<V>(x > V{} ? -x : x));
-    to = {x > limit ? x : positive + log, x > limit ? one : s, x > limit ? V{} : both};
+    to = {x > limit ? x : (x > V{} ? x : V{}) + log, x > limit ? one : s, x > limit ? V{} : both};
   }
 }
 
@@ -370,6 +373,8 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_value(const Ten
   const Tensor x = as_contiguous(x_in);
   const Layers net(weights, activations, std::move(slopes), x.size(0));
   const size_t last = net.count() - 1;
+  STD_TORCH_CHECK(!net.active(last) || !keeps_input(net.kinds[last]),
+                  "mlp_value: the last activation must be one whose derivatives follow from its value");
   std::vector<Tensor> hidden;
   for (size_t l = 0; net.active(l); ++l) hidden.push_back(net.rows(l, x));
   const std::vector<Tensor> activated = net.rows_of(keeps_input, last, x);

@@ -1,4 +1,4 @@
-// Activations with their first three derivatives, of a number or of a vector of numbers.
+// Activations with their derivatives, and what they are made of, for a number or a vector of numbers.
 #pragma once
 
 #include "math/exp.h"

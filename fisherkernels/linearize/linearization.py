@@ -12,7 +12,7 @@ from .coupling import coupled_steps, train_mode_batch_norm
 from .fallback import Fallback, module_function, store_buffers
 from .jacobian import all_tangents, jacobian_of
 from .last_linear import LastLinear, last_linear
-from .perceptron import sweep_of
+from .perceptron import pieces_of, sweep_of
 from .plan import CALLS, Plan, Ref, Step, Stretch, holds, plan_of, submodule
 from .relu_chain import ReluChain, relu_chain
 from .rules import MODULES, RULES
@@ -102,7 +102,8 @@ class Linearization:
         done: set[int] = set()
         for i in range(count):
             if i in stretches:
-                done.update(self._run_stretch(stretches[i], values))
+                self._run_stretch(stretches[i], values)
+                done.update(stretches[i].steps, stretches[i].between)
             if i not in done:
                 self._run(i, values)
         self.value = _resolve(plan.output, values)
@@ -232,27 +233,38 @@ class Linearization:
         module = submodule(self._net, step.target)
         return tuple(MODULES[type(module)].arguments(module, self._reader(step.target, module)))
 
-    def _run_stretch(self, stretch: Stretch, values: list[Any]) -> tuple[int, ...]:
-        """The steps that ran: those of a perceptron, as one sweep, and those of none between, which it may need."""
-        steps, first, last = self._plan.steps, stretch.steps[0], stretch.steps[-1]
+    def _run_stretch(self, stretch: Stretch, values: list[Any]) -> None:
+        """The steps of a perceptron, in sweeps where that can be, and those of none between, which it may need."""
         for i in stretch.between:
             self._run(i, values)
         calls = []
         for i in stretch.steps:
-            step = steps[i]
+            step = self._plan.steps[i]
             kwargs = {key: _resolve(part, values) for key, part in step.kwargs}
             calls.append((_resolve(step.args[1:], values) + self._attributes(step), kwargs))
-        found = sweep_of(calls, stretch.activations, values[steps[first].slots[0]])
-        if found is None:
-            return stretch.between
-        sweep, saved = found
+        x, at = values[self._plan.steps[stretch.steps[0]].slots[0]], 0
+        for begin, end in pieces_of(calls, stretch.activations, x):
+            for i in stretch.steps[at:begin]:
+                self._run(i, values)
+            kinds = stretch.activations[begin // 2 : end // 2]
+            at = end if self._sweep(stretch.steps[begin:end], calls[begin:end], kinds, values) else begin
+        for i in stretch.steps[at:]:
+            self._run(i, values)
+
+    def _sweep(self, found: tuple[int, ...], calls: list, activations: tuple[str, ...], values: list[Any]) -> bool:
+        """Whether these steps ran as one."""
+        steps, first, last = self._plan.steps, found[0], found[-1]
+        swept = sweep_of(calls, activations, values[steps[first].slots[0]])
+        if swept is None:
+            return False
+        sweep, saved = swept
         self._record.sweeps[last] = (first, sweep)
         rows = sweep.value.shape[0]
-        for i, kept in zip(stretch.steps, saved, strict=True):
+        for i, kept in zip(found, saved, strict=True):
             width = kept[0].shape[0 if steps[i].rule == "linear" else 1]
             self._record.saved[i], self._record.shapes[i + 1] = ("rule", kept), (rows, width)
         values[last + 1] = sweep.value
-        return stretch.between + stretch.steps
+        return True
 
     def _evaluate(self, step: Step, args: tuple, kwargs: dict) -> Any:
         """A step whose result does not depend on the input, or carries no derivative of it."""

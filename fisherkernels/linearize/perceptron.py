@@ -18,12 +18,13 @@ from fisherkernels.ops import backends
 from fisherkernels.ops.mlp_sweep import NOT_LAST, SWEEP_ACTIVATIONS, MLPSweep, unchecked_sweep
 from fisherkernels.transforms import records
 
+from .pace import sweeps_outrun_torch
 from .plan import Ref, Step, Stretch
 
-_LARGEST, _MANY = 1 << 19, 256  # elements of a weight, samples: where both are larger, torch's products are faster
+_LARGEST, _MANY = 1 << 19, 256  # elements of a weight, samples: where both are larger, torch's products may be faster
 
 
-# What an activation's rule takes behind its input. But for a slope, the sweeps' kernels know these values alone.
+# What an activation's rule takes behind its input; but for a slope, the kernels know these values alone.
 _CONSTANTS: dict[str, dict[str, Any]] = {
     "leaky_relu": {"negative_slope": 0.01},
     "elu": {"alpha": 1.0},
@@ -51,8 +52,6 @@ def perceptrons_of(steps: tuple[Step, ...], output: Any) -> tuple[Stretch, ...]:
 
 
 def _stretch(steps: tuple[Step, ...], found: list[int]) -> Stretch:
-    if steps[found[-1]].rule in NOT_LAST:
-        found = found[:-1]
     between = tuple(i for i in range(found[0], found[-1]) if i not in found)
     return Stretch(tuple(found), between, tuple(steps[i].rule for i in found[1::2]))
 
@@ -67,24 +66,51 @@ def _refs(spec: Any) -> list[int]:
     return []
 
 
+def pieces_of(calls: list[tuple[tuple, dict]], activations: tuple[str, ...], x: Tensor) -> list[tuple[int, int]]:
+    """Where the parts of a stretch that are to be sweeps begin and end, by the position of their steps.
+
+    ``calls``: what each step's rule takes behind its input. Steps without a kernel, and weights that are better left to
+    torch, are in none.
+    """
+    if x.device.type != "cpu" or x.dim() != 2 or x.dtype not in (torch.float32, torch.float64):
+        return []
+    layers = [_weight_and_bias(*call) for call in calls[::2]]
+    given = [t for layer in layers for t in layer if t is not None]
+    if not (records(x, *given) and backends()["cpu"].active):
+        return []
+    many = torch.compiler.is_compiling() or x.shape[0] > _MANY  # in a graph N may be any
+    large = many and any(weight.numel() > _LARGEST for weight, _ in layers)
+    limit = _LARGEST if large and not sweeps_outrun_torch() else None
+    found, begin = [], 0
+    for i in range(len(calls) + 1):
+        if i < len(calls) and _swept(i, calls[i], activations, limit):
+            continue
+        ends_active = i > begin and (i - begin) % 2 == 0
+        end = i - 1 if ends_active and activations[i // 2 - 1] in NOT_LAST else i
+        if end - begin > 2:
+            found.append((begin, end))
+        begin = i + (1 if i % 2 else 2)  # the next Linear
+    return found
+
+
+def _swept(i: int, call: tuple[tuple, dict], activations: tuple[str, ...], limit: int | None) -> bool:
+    if i % 2 == 0:
+        return limit is None or _weight_and_bias(*call)[0].numel() <= limit
+    kind = activations[i // 2]
+    constants = _constants(kind, *call)
+    return constants[0] >= 0 if kind == "leaky_relu" else constants == tuple(_CONSTANTS.get(kind, {}).values())
+
+
 def sweep_of(
     calls: list[tuple[tuple, dict]], activations: tuple[str, ...], x: Tensor
 ) -> tuple[MLPSweep, list[tuple]] | None:
-    """The sweep and what every step's rule would have saved; None where the steps are to run one by one.
-
-    ``calls``: what each step's rule takes behind its input.
-    """
-    if x.device.type != "cpu" or x.dim() != 2 or x.dtype not in (torch.float32, torch.float64):
-        return None
+    """The sweep of such a part and what every step's rule would have saved; None where its layers do not fit."""
     layers = [_weight_and_bias(*call) for call in calls[::2]]
     constants = [_constants(kind, *call) for kind, call in zip(activations, calls[1::2], strict=True)]
-    if not all(map(_has_kernel, activations, constants)):
-        return None
     pairs = list(zip(activations, constants, strict=True))
     slopes = [float(given[0]) if kind == "leaky_relu" else 0.0 for kind, given in pairs]
     weights, biases = zip(*layers, strict=True)
-    parameters = (*weights, *(bias for bias in biases if bias is not None))
-    if not (records(x, *parameters) and _fit(x, layers) and backends()["cpu"].active):
+    if not _fit(x, layers):
         return None
     kinds = [SWEEP_ACTIVATIONS.index(kind) for kind in activations]
     sweep = unchecked_sweep(x, weights, biases, kinds, slopes)
@@ -96,11 +122,9 @@ def sweep_of(
 
 def _fit(x: Tensor, layers: list[tuple[Tensor, Tensor | None]]) -> bool:
     """Whether the layers take x and one another; where they do not, the steps say so."""
-    width, many = x.shape[1], torch.compiler.is_compiling() or x.shape[0] > _MANY  # in a graph N may be any
+    width = x.shape[1]
     for weight, bias in layers:
         if weight.dim() != 2 or weight.shape[1] != width:
-            return False
-        if weight.numel() > _LARGEST and many:
             return False
         width = weight.shape[0]
         if bias is not None and bias.shape != (width,):
@@ -119,7 +143,3 @@ def _weight_and_bias(args: tuple, kwargs: dict) -> tuple[Tensor, Tensor | None]:
 def _constants(kind: str, args: tuple, kwargs: dict) -> tuple:
     taken = enumerate(_CONSTANTS.get(kind, {}).items())
     return tuple(args[i] if i < len(args) else kwargs.get(name, default) for i, (name, default) in taken)
-
-
-def _has_kernel(kind: str, constants: tuple) -> bool:
-    return constants[0] >= 0 if kind == "leaky_relu" else constants == tuple(_CONSTANTS.get(kind, {}).values())

@@ -81,7 +81,7 @@ class _Value(torch.autograd.Function):
 
 
 class _VJP(torch.autograd.Function):
-    """(cotangent, what the activations gave, weights) -> the operator's results, flat."""
+    """(cotangent, the activations' keys, weights) -> the operator's results, flat."""
 
     @staticmethod
     def forward(ctx, constants, active, cotangent, *tensors):

@@ -71,9 +71,9 @@ def mlp_sweep(
 ) -> MLPSweep:
     r"""Linear, activation, ..., Linear (and a last activation) at x, and its vector-Jacobian products there.
 
-    Forward y_l = a(y_(l-1) W_l^T + b_l); the product c_(l-1) = (c_l a'(y_l)) W_l. Each is one autograd node, and so is
-    its backward: J t for the product, with the gradients of the weights as products of its two sweeps; the value's
-    then adds its own gradients of the weights onto those, in place (in graphs of torch.compile, in new tensors).
+    Forward y_l = a(u_l), u_l = y_(l-1) W_l^T + b_l; the product c_(l-1) = (c_l a'(u_l)) W_l. Each is one autograd node,
+    and so is its backward: J t for the product, with the gradients of the weights as products of its two sweeps; the
+    value's then adds its own gradients of the weights to those, in place (in graphs of torch.compile, in new tensors).
     Floor: 2 N Σ h_(l-1) h_l FLOPs for each of the two, twice that for each backward. Saved for backward: x, the hidden
     values (of "silu", "elu", "softplus" and "gelu" what these gave too), and for a product its cotangents.
 

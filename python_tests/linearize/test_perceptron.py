@@ -124,6 +124,7 @@ NETWORKS = {
     "smooth": lambda: smooth_with(nn.Softplus()),
     "smooth, functional": Smooth,
     "smooth and tanh": lambda: nn.Sequential(smooth_with(nn.ELU()), nn.Tanh()),
+    "an activation without a kernel": lambda: nn.Sequential(perceptron_of(), nn.GELU("tanh"), nn.Linear(6, 3)),
     "tied": Tied,
     "residual behind": lambda: nn.Sequential(perceptron_of(), nn.Tanh(), nn.Linear(6, 3), Residual()),
 }
@@ -159,7 +160,7 @@ def swept(lin):
         (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Dropout(0.5), nn.Linear(4, 2)), []),
         (lambda: perceptron_of(nn.Dropout(0.5)), ["linear tanh linear leaky_relu linear"]),
         (Functional, ["linear leaky_relu linear tanh"]),
-        (Smooth, ["linear elu linear softplus linear tanh linear"]),
+        (Smooth, ["linear elu linear softplus linear tanh linear silu"]),
         (lambda: smooth_with(nn.ELU()), ["linear elu linear silu linear gelu linear"]),
         (Tied, ["linear relu linear tanh linear"]),
         (Residual, []),
@@ -233,9 +234,49 @@ def test_step_by_step_otherwise(run):
 @sweeps_run
 @pytest.mark.parametrize("other", [nn.ELU(0.5), nn.Softplus(2.0), nn.Softplus(1.0, 5.0), nn.GELU("tanh")])
 def test_other_constants_than_the_kernels(other):
+    """Sweeps end and begin around them."""
     x = torch.randn(4, 3, requires_grad=True)
-    assert swept(linearize(smooth_with(other), x)) == 0
-    assert swept(linearize(smooth_with(type(other)()), x)) == 1
+    assert swept(linearize(smooth_with(other), x)) == 1
+    assert swept(linearize(nn.Sequential(*smooth_with(other)[:3]), x)) == 0
+    assert swept(linearize(nn.Sequential(*smooth_with(type(other)())[:3]), x)) == 1
+
+
+@pytest.mark.parametrize(
+    "without, expected",
+    [
+        ([], [(0, 7)]),
+        ([0], [(2, 7)]),
+        ([1], [(2, 7)]),
+        ([2], [(4, 7)]),
+        ([3], [(0, 3), (4, 7)]),
+        ([4], [(0, 4)]),
+        ([5], [(0, 5)]),
+        ([6], [(0, 5)]),
+        ([3, 6], [(0, 3)]),
+        ([2, 3], [(4, 7)]),
+        ([1, 5], [(2, 5)]),
+        ([3, 4], [(0, 3)]),
+    ],
+)
+@sweeps_run
+def test_pieces(monkeypatch, without, expected):
+    """Of Linear, Tanh, Linear, ReLU, Linear, SiLU, Linear: positions without a kernel, or with a large weight."""
+    kinds = ("tanh", "relu", "silu")
+    weights = [torch.empty(3, 3), torch.empty(perceptron._LARGEST + 1)]
+    calls = [((weights[i in without],), {}) if i % 2 == 0 else ((), {}) for i in range(7)]
+    kinds = tuple("elu" if 2 * i + 1 in without else kind for i, kind in enumerate(kinds))
+    for i in without:
+        if i % 2:
+            calls[i] = ((0.5,), {})
+    x = torch.empty(perceptron._MANY + 1, 3, requires_grad=True)
+    monkeypatch.setattr(perceptron, "sweeps_outrun_torch", lambda: False)
+    assert perceptron.pieces_of(calls, kinds, x) == expected
+    without_last = [(begin, min(end, 5)) for begin, end in expected if min(end, 5) - begin > 2]
+    assert perceptron.pieces_of(calls[:6], kinds, x) == without_last
+    assert perceptron.pieces_of(calls, kinds, x.detach()) == []
+    monkeypatch.setattr(perceptron, "sweeps_outrun_torch", lambda: True)
+    if all(i % 2 == 0 for i in without):
+        assert perceptron.pieces_of(calls, kinds, x) == [(0, 7)]
 
 
 @sweeps_run
@@ -245,6 +286,12 @@ def test_up_to_a_size(monkeypatch):
     monkeypatch.setattr(perceptron, "_LARGEST", 41)  # the last weight has 42
     assert swept(linearize(net, x)) == 1
     monkeypatch.setattr(perceptron, "_MANY", len(x) - 1)
+    monkeypatch.setattr(perceptron, "sweeps_outrun_torch", lambda: True)
+    assert swept(linearize(net, x)) == 1
+    monkeypatch.setattr(perceptron, "sweeps_outrun_torch", lambda: False)
+    lin = linearize(net, x)
+    assert [(first, last) for last, (first, _) in lin._record.sweeps.items()] == [(0, 3)]  # up to the activation before
+    monkeypatch.setattr(perceptron, "_LARGEST", 34)  # the second one has 35
     assert swept(linearize(net, x)) == 0
 
 
@@ -435,8 +482,9 @@ def test_sweeps_in_graphs():
 
 
 @sweeps_run
-@pytest.mark.parametrize("width", [5, 730])  # 730 x 730 elements are many
-def test_one_graph_for_all_batch_sizes(width):
+@pytest.mark.parametrize("width, outrun", [(5, False), (730, False), (730, True)])  # 730 x 730 elements are many
+def test_one_graph_for_all_batch_sizes(monkeypatch, width, outrun):
+    monkeypatch.setattr(perceptron, "sweeps_outrun_torch", lambda: outrun)
     net = nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
     net.double()
     graphs = []

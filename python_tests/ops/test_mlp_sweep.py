@@ -113,7 +113,7 @@ def test_values_and_gradients(
 @pytest.mark.parametrize("behind_last", [False, True])
 def test_several_tiles(device, random_tensor, check_against, behind_last):
     """More rows than a tile has, wider than one and two."""
-    kinds = ["tanh", "leaky_relu", "sigmoid"][: 2 + behind_last]
+    kinds = ["softplus", "leaky_relu", "sigmoid"][: 2 + behind_last]
     args = make_arguments(random_tensor, (20, 100, 256, 67), 600, kinds, dtype=torch.float32, device=device)
     check_against(called, oracle, args)
 
@@ -386,7 +386,7 @@ def test_operators_are_differentiable(device, random_tensor, kinds, biases, trai
 
 
 def test_their_second_derivative(device, random_tensor):
-    args = with_leaves(make_arguments(random_tensor, (3, 8, 2), 4, ["tanh"], device=device))
+    args = with_leaves(make_arguments(random_tensor, (3, 8, 5, 2), 4, ["tanh", "silu"], device=device))
     found = []
     for run in (through_operators, oracle):
         grads = torch.autograd.grad(total(run(*args)), tensors_of(args), create_graph=True)
@@ -396,10 +396,10 @@ def test_their_second_derivative(device, random_tensor):
 
 
 def test_their_gradients_in_stacks(device, random_tensor):
-    args = with_leaves(make_arguments(random_tensor, (3, 8, 2), 4, ["tanh"], device=device))
+    args = with_leaves(make_arguments(random_tensor, (3, 8, 5, 2), 4, ["tanh", "silu"], device=device))
     found = []
     for run in (through_operators, oracle):
-        value, product, _ = run(*args)
+        value, product, *_ = run(*args)
         stacks = [torch.eye(t.numel()).to(t).view(-1, *t.shape)[:8] for t in (value, product)]
         found.append(torch.autograd.grad((value, product), tensors_of(args), stacks, is_grads_batched=True))
     for result, expected in zip(*found, strict=True):
@@ -434,7 +434,7 @@ def test_gradients_of_hidden_values_in_any_layout(random_tensor):
 
 
 def test_same_bits_every_time(device, random_tensor):
-    args = make_arguments(random_tensor, (20, 100, 33), 300, ["tanh", "relu"], dtype=torch.float32, device=device)
+    args = make_arguments(random_tensor, (20, 100, 33), 300, ["gelu", "relu"], dtype=torch.float32, device=device)
 
     def run():
         leaves = with_leaves(args)
@@ -461,7 +461,7 @@ def test_sums_longer_than_a_tile_and_empty_ones(device, random_tensor, widths, s
 def test_results_do_not_depend_on_the_number_of_threads(random_tensor, widths, active):
     if not ops.backends()["cpu"].active:
         pytest.skip("no native CPU library")
-    kinds = ["tanh", "relu"] if active else ["sigmoid"]
+    kinds = ["tanh", "relu"] if active else ["silu"]
     args = make_arguments(random_tensor, widths, 600, kinds, dtype=torch.float32)
     threads, results = torch.get_num_threads(), []
     try:
@@ -498,7 +498,7 @@ def test_nan_stays_in_its_sample(device, random_tensor, kind):
 @pytest.mark.parametrize("kind", SWEEP_ACTIVATIONS)
 def test_activations_everywhere(device, kind, dtype):
     """a, a' and a'' of numbers from zero to those whose exponentials overflow."""
-    exponents = torch.linspace(-12, 3, 60, dtype=dtype, device=device)
+    exponents = torch.linspace(-12, 15, 120, dtype=dtype, device=device)
     x = torch.cat([torch.zeros(1, dtype=dtype, device=device), 10**exponents, -(10**exponents)])[:, None]
     one, function = torch.ones(1, 1, dtype=dtype, device=device), FUNCTIONS[kind]
 
