@@ -76,7 +76,8 @@ class TiledProduct {
       product.inner = std::min(inner_, f_.inner - i);
       if (!padded_) {
         const T* from = right.data + column * right.by_column + i * right.by_row;
-        pack(Packing<T>{panels, from, right.by_row, right.by_column, product.inner, columns}, 0, columns);
+        pack(Packing<T>{panels, from, right.by_row, right.by_column, product.inner, columns}, 0,
+             product.columns);
         product.ahead = packed_after(part, i + inner_);
       }
       multiply(product);
