@@ -4,7 +4,8 @@
 #   2. runs the operators' tests from the installed wheel, outside the source tree, under the torch it was built with;
 #   3. the same under torch 2.13.0's CPU build;
 #   4. runs the package with its libraries removed: everything on the PyTorch twins;
-#   5. builds and installs for CPU only, against torch 2.13.0.
+#   5. builds and installs for CPU only, against torch 2.13.0, with the kernels for any x86-64 processor alone, then with
+#      those for AVX2 too, and runs the operators' tests.
 # Needs 15 GB of disk while it runs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -92,13 +93,17 @@ value.sum().backward()
 torch.testing.assert_close(mean.grad, -residual / 0.5)
 PY
 
-say "CPU only, on request"
-FISHERKERNELS_CUDA=0 "$work/older/bin/pip" install --verbose --force-reinstall --no-deps --no-build-isolation . \
-    >"$work/cpu.log" 2>&1 || { cat "$work/cpu.log"; exit 1; }
-grep 'building for CPU only' "$work/cpu.log"
-assert_native "$work/older"
-if compgen -G "$package/lib/*cuda*" >/dev/null; then
-    echo ".ci/abi.sh: FISHERKERNELS_CUDA=0 installed a CUDA library" >&2
-    exit 1
-fi
+for bits in 128 256; do
+    say "CPU only, vectors of at most $bits bits, on request"
+    FISHERKERNELS_CUDA=0 FISHERKERNELS_VECTOR_BITS=$bits \
+        "$work/older/bin/pip" install --verbose --force-reinstall --no-deps --no-build-isolation . \
+        >"$work/cpu.log" 2>&1 || { cat "$work/cpu.log"; exit 1; }
+    grep 'building for CPU only' "$work/cpu.log"
+    assert_native "$work/older"
+    if compgen -G "$package/lib/*cuda*" >/dev/null; then
+        echo ".ci/abi.sh: FISHERKERNELS_CUDA=0 installed a CUDA library" >&2
+        exit 1
+    fi
+    op_tests "$work/older"
+done
 say "the ABI holds"

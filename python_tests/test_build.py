@@ -20,7 +20,7 @@ needs_sources = pytest.mark.skipif(
 
 def configure(build, **environment):
     command = [CMAKE, "-S", str(ROOT), "-B", str(build), f"-DPython_EXECUTABLE={sys.executable}"]
-    switches = ("FISHERKERNELS_CUDA", "TORCH_CUDA_ARCH_LIST")
+    switches = ("FISHERKERNELS_CUDA", "FISHERKERNELS_VECTOR_BITS", "TORCH_CUDA_ARCH_LIST")
     clean = {key: value for key, value in os.environ.items() if key not in switches}
     return subprocess.run(command, env=clean | environment, capture_output=True, text=True)
 
@@ -45,6 +45,7 @@ def test_cpu_only_in_one_line(tmp_path, reason):
     [
         ({"FISHERKERNELS_CUDA": "1", "CUDACXX": "/none"}, "asks for the CUDA kernels, but no working nvcc found"),
         ({"FISHERKERNELS_CUDA": "yes"}, "FISHERKERNELS_CUDA must be 0, 1 or unset, got 'yes'"),
+        ({"FISHERKERNELS_VECTOR_BITS": "64"}, "FISHERKERNELS_VECTOR_BITS must be 128, 256, 512 or unset, got '64'"),
         ({"TORCH_CUDA_ARCH_LIST": "Hopper"}, "expects entries such as 9.0 or 10.0+PTX, got 'Hopper'"),
     ],
 )

@@ -17,19 +17,23 @@
 #include "cpu/vector.h"
 
 // void name(const Arguments&, int64_t begin, int64_t end) from template <int kBytes> name##_of(the same).
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#if FK_HAS_CLONES && FK_VECTOR_BITS >= 512
 #define FK_WIDTHS(name, Arguments)                \
   FK_WIDTH("default", name, Arguments, 16)        \
   FK_WIDTH("arch=x86-64-v3", name, Arguments, 32) \
   FK_WIDTH("arch=x86-64-v4", name, Arguments, 64)
-#define FK_WIDTH(isa, name, Arguments, bytes)                                                               \
-  __attribute__((target(isa), noclone)) void name(const Arguments& arguments, int64_t begin, int64_t end) { \
-    name##_of<bytes>(arguments, begin, end);                                                                \
-  }
+#elif FK_HAS_CLONES && FK_VECTOR_BITS >= 256
+#define FK_WIDTHS(name, Arguments)         \
+  FK_WIDTH("default", name, Arguments, 16) \
+  FK_WIDTH("arch=x86-64-v3", name, Arguments, 32)
 #else
 #define FK_WIDTHS(name, Arguments) \
   void name(const Arguments& arguments, int64_t begin, int64_t end) { name##_of<16>(arguments, begin, end); }
 #endif
+#define FK_WIDTH(isa, name, Arguments, bytes)                                                               \
+  __attribute__((target(isa), noclone)) void name(const Arguments& arguments, int64_t begin, int64_t end) { \
+    name##_of<bytes>(arguments, begin, end);                                                                \
+  }
 
 namespace fisherkernels {
 

@@ -11,12 +11,16 @@
 #include <type_traits>
 #include <vector>
 
+#include "cpu/clones.h"
+
 #if defined(__SSE2__)
 #include <emmintrin.h>
 #endif
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#if FK_HAS_CLONES && FK_VECTOR_BITS >= 512
 #define FK_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#elif FK_HAS_CLONES && FK_VECTOR_BITS >= 256
+#define FK_CLONES __attribute__((target_clones("default", "arch=x86-64-v3")))
 #else
 #define FK_CLONES
 #endif
