@@ -55,29 +55,24 @@ template <typename V>
 FK_INLINE void at_input(AtInput<V>& to, const V& x, Kind kind) {
   using T = typename ExpTypes<V>::Element;
   const V one = V{} + T(1);
-  if (kind == Kind::kElu) {
+  if (kind == Kind::kSilu) {
+    const Derivatives<V> d = silu_derivatives<V>(x);
+    to = {d.value, d.slope, d.curvature};
+  } else if (kind == Kind::kElu) {
     const V below = x > V{} ? V{} : x, fall = exp_of_negative<V>(below);
     const V growth = exp_pair_within<V>(clamped<V>(below, ExpConstants<T>::kPairLimit)).growth;
     to = {x > V{} ? x : growth, fall, x >= V{} ? V{} : fall};
-    return;
-  }
-  // Where x goes into a product with what vanishes there, only as far as that is a normal number.
-  constexpr T kGeluLimit = sizeof(T) == sizeof(float) ? 12.5 : 37;
-  const V within = clamped<V>(x, kind == Kind::kGelu ? kGeluLimit : ExpConstants<T>::kPairLimit);
-  const V positive = x > V{} ? x : within;
-  if (kind == Kind::kGelu) {
+  } else if (kind == Kind::kGelu) {
+    constexpr T kLimit = sizeof(T) == sizeof(float) ? 12.5 : 37;  // the tail further out is no normal number
+    const V within = clamped<V>(x, kLimit);
     const NormalAt<V> normal = standard_normal<V>(within);
-    to = {positive * normal.below, normal.below + within * normal.density,
+    to = {(x > V{} ? x : within) * normal.below, normal.below + within * normal.density,
           normal.density * (T(2) - within * within)};
-    return;
-  }
-  const V s = sigmoid<V>(within), both = s * (one - s);
-  if (kind == Kind::kSilu) {
-    to = {positive * s, s + within * both, both * (T(2) + within * (one - T(2) * s))};
   } else {
+    const Derivatives<V> s = sigmoid_derivatives<V>(x);
     const V limit = V{} + T(kSoftplusLimit);
     const V log = log1p_of_unit<V>(exp_of_negative<V>(x > V{} ? -x : x));
-    to = {x > limit ? x : (x > V{} ? x : V{}) + log, x > limit ? one : s, x > limit ? V{} : both};
+    to = {x > limit ? x : (x > V{} ? x : V{}) + log, x > limit ? one : s.value, x > limit ? V{} : s.slope};
   }
 }
 

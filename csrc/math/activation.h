@@ -107,13 +107,15 @@ FK_HOST_DEVICE NormalAt<V> standard_normal(V x) {
   return {x > V{} ? T(1) - tail : tail, T(0.39894228040143268) * fall};
 }
 
-// x s(x), s = sigmoid: (x s)^(i) = i s^(i-1) + x s^(i).
+// x s(x), s = sigmoid: (x s)^(i) = i s^(i-1) + x s^(i). In products with what vanishes far out, x goes only
+// as far as that is a normal number.
 template <typename V>
 FK_HOST_DEVICE Derivatives<V> silu_derivatives(V x) {
   using T = typename ExpTypes<V>::Element;
-  const Derivatives<V> s = sigmoid_derivatives<V>(x);
-  return {x * s.value, s.value + x * s.slope, T(2) * s.slope + x * s.curvature,
-          T(3) * s.curvature + x * s.third};
+  const V within = clamped<V>(x, ExpConstants<T>::kPairLimit);
+  const Derivatives<V> s = sigmoid_derivatives<V>(within);
+  return {x > within ? x : within * s.value, s.value + within * s.slope,
+          T(2) * s.slope + within * s.curvature, T(3) * s.curvature + within * s.third};
 }
 
 }  // namespace fisherkernels
