@@ -1,10 +1,10 @@
 """Whether the sweeps' matrix products outrun torch's on this CPU where these are at their best."""
 
-import time
-from collections.abc import Callable
 from functools import cache
 
 import torch
+
+from fisherkernels.timing import shortest_time
 
 _SAMPLES, _WIDTH, _REPEATS = 256, 1024, 5
 _CLEARLY = 1.25  # so that two runs of a program do not choose differently
@@ -26,16 +26,6 @@ def _measured() -> bool:
     x, weight = torch.ones(_SAMPLES, _WIDTH, **options), torch.ones(_WIDTH, _WIDTH, **options)
     no_bias, sweep = torch.empty(0, **options), torch.ops.fisherkernels.mlp_value.default
     with torch.no_grad():
-        ours = _time(lambda: sweep(x, [weight], [no_bias], [], []))
-        theirs = _time(lambda: x @ weight.t())
+        ours = shortest_time(lambda: sweep(x, [weight], [no_bias], [], []), _REPEATS)
+        theirs = shortest_time(lambda: x @ weight.t(), _REPEATS)
     return theirs > _CLEARLY * ours
-
-
-def _time(function: Callable[[], object]) -> float:
-    """The shortest of several calls, in seconds: what else the machine does only ever adds."""
-    times = []
-    for _ in range(_REPEATS + 1):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])

@@ -5,7 +5,6 @@ number of rows, the metric_solve kernel by d, memory-bound steps, and the fixed 
 """
 
 import math
-import time
 import weakref
 from collections.abc import Callable
 from functools import cache
@@ -15,6 +14,7 @@ import torch
 
 from fisherkernels import ops
 from fisherkernels.linearize import linearize
+from fisherkernels.timing import shortest_time
 
 _ROWS = (8, 32, 128, 512, 2048)
 _WIDTHS = (4, 16, 64, 128)
@@ -159,13 +159,4 @@ def _time_of_a_step(options: dict) -> float:
 
 
 def _time(function: Callable[[], object]) -> float:
-    """The shortest of several calls, in seconds: what else the machine does only ever adds."""
-    accelerator = torch.cuda.is_available() and torch.cuda.synchronize
-    times = []
-    for _ in range(_REPEATS + 1):
-        start = time.perf_counter()
-        function()
-        if accelerator:
-            accelerator()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+    return shortest_time(function, _REPEATS, torch.cuda.synchronize if torch.cuda.is_available() else None)
