@@ -12,7 +12,7 @@ from .coupling import coupled_steps, train_mode_batch_norm
 from .fallback import Fallback, module_function, store_buffers
 from .jacobian import all_tangents, jacobian_of
 from .last_linear import LastLinear, last_linear
-from .perceptron import pieces_of, sweep_of
+from .perceptron import parts_of, pieces_of, sweep_of
 from .plan import CALLS, Plan, Ref, Step, Stretch, holds, plan_of, submodule
 from .relu_chain import ReluChain, relu_chain
 from .rules import MODULES, RULES
@@ -99,12 +99,11 @@ class Linearization:
         self._record = Record(plan.steps, [None] * count, [None] * (count + 1), x.shape[0] if x.dim() else 1, {})
         self._record.shapes[0] = shape_of(x)
         stretches = {stretch.steps[0]: stretch for stretch in plan.perceptrons}
-        done: set[int] = set()
+        inside = {i for stretch in plan.perceptrons for i in (*stretch.steps, *stretch.between)}
         for i in range(count):
             if i in stretches:
                 self._run_stretch(stretches[i], values)
-                done.update(stretches[i].steps, stretches[i].between)
-            if i not in done:
+            elif i not in inside:
                 self._run(i, values)
         self.value = _resolve(plan.output, values)
         self._whole = isinstance(plan.output, Ref) and not isinstance(self.value, Tensor)  # a tuple made by one step
@@ -242,19 +241,22 @@ class Linearization:
             step = self._plan.steps[i]
             kwargs = {key: _resolve(part, values) for key, part in step.kwargs}
             calls.append((_resolve(step.args[1:], values) + self._attributes(step), kwargs))
+        parts = parts_of(calls, stretch.activations)
         x, at = values[self._plan.steps[stretch.steps[0]].slots[0]], 0
-        for begin, end in pieces_of(calls, stretch.activations, x):
+        for begin, end in pieces_of(parts, stretch.activations, x):
             for i in stretch.steps[at:begin]:
                 self._run(i, values)
             kinds = stretch.activations[begin // 2 : end // 2]
-            at = end if self._sweep(stretch.steps[begin:end], calls[begin:end], kinds, values) else begin
+            at = end if self._sweep(stretch.steps[begin:end], parts[begin:end], kinds, values) else begin
         for i in stretch.steps[at:]:
             self._run(i, values)
 
-    def _sweep(self, found: tuple[int, ...], calls: list, activations: tuple[str, ...], values: list[Any]) -> bool:
+    def _sweep(
+        self, found: tuple[int, ...], parts: list[tuple], activations: tuple[str, ...], values: list[Any]
+    ) -> bool:
         """Whether these steps ran as one."""
         steps, first, last = self._plan.steps, found[0], found[-1]
-        swept = sweep_of(calls, activations, values[steps[first].slots[0]])
+        swept = sweep_of(parts, activations, values[steps[first].slots[0]])
         if swept is None:
             return False
         sweep, saved = swept

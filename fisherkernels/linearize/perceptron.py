@@ -8,6 +8,7 @@ steps run one by one.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -22,7 +23,6 @@ from .pace import sweeps_outrun_torch
 from .plan import Ref, Step, Stretch
 
 _LARGEST, _MANY = 1 << 19, 256  # elements of a weight, samples: where both are larger, torch's products may be faster
-
 
 # What an activation's rule takes behind its input; but for a slope, the kernels know these values alone.
 _CONSTANTS: dict[str, dict[str, Any]] = {
@@ -66,24 +66,35 @@ def _refs(spec: Any) -> list[int]:
     return []
 
 
-def pieces_of(calls: list[tuple[tuple, dict]], activations: tuple[str, ...], x: Tensor) -> list[tuple[int, int]]:
-    """Where the parts of a stretch that are to be sweeps begin and end, by the position of their steps.
+def parts_of(calls: list[tuple[tuple, dict]], activations: tuple[str, ...]) -> list[tuple]:
+    """Weight and bias of every Linear, constants of every activation, in the order of a stretch's steps.
 
-    ``calls``: what each step's rule takes behind its input. Steps without a kernel, and weights that are better left to
-    torch, are in none.
+    ``calls``: what each step's rule takes behind its input.
+    """
+    return [
+        _constants(activations[i // 2], *call) if i % 2 else _weight_and_bias(*call) for i, call in enumerate(calls)
+    ]
+
+
+def pieces_of(parts: list[tuple], activations: tuple[str, ...], x: Tensor) -> list[tuple[int, int]]:
+    """Where the pieces of a stretch that are to be sweeps begin and end, by the position of their steps.
+
+    Steps without a kernel, and weights that are better left to torch, are in none.
     """
     if x.device.type != "cpu" or x.dim() != 2 or x.dtype not in (torch.float32, torch.float64):
         return []
-    layers = [_weight_and_bias(*call) for call in calls[::2]]
-    given = [t for layer in layers for t in layer if t is not None]
-    if not (records(x, *given) and backends()["cpu"].active):
+    layers = parts[::2]
+    if not (records(x, *(t for layer in layers for t in layer if t is not None)) and backends()["cpu"].active):
         return []
     many = torch.compiler.is_compiling() or x.shape[0] > _MANY  # in a graph N may be any
     large = many and any(weight.numel() > _LARGEST for weight, _ in layers)
-    limit = _LARGEST if large and not sweeps_outrun_torch() else None
+    limit = _LARGEST if large and not sweeps_outrun_torch() else math.inf
+    swept = [
+        _has_kernel(activations[i // 2], part) if i % 2 else part[0].numel() <= limit for i, part in enumerate(parts)
+    ]
     found, begin = [], 0
-    for i in range(len(calls) + 1):
-        if i < len(calls) and _swept(i, calls[i], activations, limit):
+    for i, inside in enumerate((*swept, False)):
+        if inside:
             continue
         ends_active = i > begin and (i - begin) % 2 == 0
         end = i - 1 if ends_active and activations[i // 2 - 1] in NOT_LAST else i
@@ -93,26 +104,15 @@ def pieces_of(calls: list[tuple[tuple, dict]], activations: tuple[str, ...], x: 
     return found
 
 
-def _swept(i: int, call: tuple[tuple, dict], activations: tuple[str, ...], limit: int | None) -> bool:
-    if i % 2 == 0:
-        return limit is None or _weight_and_bias(*call)[0].numel() <= limit
-    kind = activations[i // 2]
-    constants = _constants(kind, *call)
-    return constants[0] >= 0 if kind == "leaky_relu" else constants == tuple(_CONSTANTS.get(kind, {}).values())
-
-
-def sweep_of(
-    calls: list[tuple[tuple, dict]], activations: tuple[str, ...], x: Tensor
-) -> tuple[MLPSweep, list[tuple]] | None:
-    """The sweep of such a part and what every step's rule would have saved; None where its layers do not fit."""
-    layers = [_weight_and_bias(*call) for call in calls[::2]]
-    constants = [_constants(kind, *call) for kind, call in zip(activations, calls[1::2], strict=True)]
-    pairs = list(zip(activations, constants, strict=True))
-    slopes = [float(given[0]) if kind == "leaky_relu" else 0.0 for kind, given in pairs]
-    weights, biases = zip(*layers, strict=True)
+def sweep_of(parts: list[tuple], activations: tuple[str, ...], x: Tensor) -> tuple[MLPSweep, list[tuple]] | None:
+    """The sweep of such a piece and what every step's rule would have saved; None where its layers do not fit."""
+    layers, constants = parts[::2], parts[1::2]
     if not _fit(x, layers):
         return None
+    weights, biases = zip(*layers, strict=True)
+    pairs = list(zip(activations, constants, strict=True))
     kinds = [SWEEP_ACTIVATIONS.index(kind) for kind in activations]
+    slopes = [float(given[0]) if kind == "leaky_relu" else 0.0 for kind, given in pairs]
     sweep = unchecked_sweep(x, weights, biases, kinds, slopes)
     saved: list[tuple] = [(weight,) for weight in weights]
     for i, (hidden, (kind, given)) in enumerate(zip(sweep.hidden, pairs, strict=True)):
@@ -143,3 +143,7 @@ def _weight_and_bias(args: tuple, kwargs: dict) -> tuple[Tensor, Tensor | None]:
 def _constants(kind: str, args: tuple, kwargs: dict) -> tuple:
     taken = enumerate(_CONSTANTS.get(kind, {}).items())
     return tuple(args[i] if i < len(args) else kwargs.get(name, default) for i, (name, default) in taken)
+
+
+def _has_kernel(kind: str, constants: tuple) -> bool:
+    return constants[0] >= 0 if kind == "leaky_relu" else constants == tuple(_CONSTANTS.get(kind, {}).values())

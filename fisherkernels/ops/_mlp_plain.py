@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from fisherkernels.ops._layout import row_stride
 
-SWEEP_ACTIVATIONS = ("tanh", "sigmoid", "relu", "leaky_relu", "silu", "elu", "softplus", "gelu")
-CURVED = (0, 1, 4, 5, 6, 7)  # with a second derivative
+NOT_LAST = ("silu", "elu", "softplus", "gelu")  # behind the last weight, what these gave would be one result more
+SWEEP_ACTIVATIONS = ("tanh", "sigmoid", "relu", "leaky_relu", *NOT_LAST)
+CURVED = tuple(i for i, kind in enumerate(SWEEP_ACTIVATIONS) if "relu" not in kind)  # with a second derivative
 # The key of an activation, from which its derivatives follow: what these are given, what the others gave.
-KEEP_INPUT = (4, 5, 6, 7)
-NOT_LAST = SWEEP_ACTIVATIONS[4:]  # what they gave would be one result more
+KEEP_INPUT = tuple(map(SWEEP_ACTIVATIONS.index, NOT_LAST))
 _SOFTPLUS_LIMIT = 20  # linear above, as F.softplus
 
 aten = torch.ops.aten

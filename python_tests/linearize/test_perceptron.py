@@ -268,15 +268,16 @@ def test_pieces(monkeypatch, without, expected):
     for i in without:
         if i % 2:
             calls[i] = ((0.5,), {})
+    parts = perceptron.parts_of(calls, kinds)
     x = torch.empty(perceptron._MANY + 1, 3, requires_grad=True)
     monkeypatch.setattr(perceptron, "sweeps_outrun_torch", lambda: False)
-    assert perceptron.pieces_of(calls, kinds, x) == expected
+    assert perceptron.pieces_of(parts, kinds, x) == expected
     without_last = [(begin, min(end, 5)) for begin, end in expected if min(end, 5) - begin > 2]
-    assert perceptron.pieces_of(calls[:6], kinds, x) == without_last
-    assert perceptron.pieces_of(calls, kinds, x.detach()) == []
+    assert perceptron.pieces_of(parts[:6], kinds, x) == without_last
+    assert perceptron.pieces_of(parts, kinds, x.detach()) == []
     monkeypatch.setattr(perceptron, "sweeps_outrun_torch", lambda: True)
     if all(i % 2 == 0 for i in without):
-        assert perceptron.pieces_of(calls, kinds, x) == [(0, 7)]
+        assert perceptron.pieces_of(parts, kinds, x) == [(0, 7)]
 
 
 @sweeps_run
