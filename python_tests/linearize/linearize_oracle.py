@@ -44,10 +44,10 @@ def close(actual, expected, tolerance, what, floor=0.0):
 
 
 def all_close(actual, expected, tolerance, what):
-    """A gradient that vanishes but for rounding (a bias before BatchNorm) is held against the others' size: what is
-    left of it are the last digits of sums of theirs.
+    """A gradient that vanishes but for rounding (a bias before BatchNorm) is held against the others' size: in float32
+    tolerances of 1e-4 then mean three of their last digits.
     """
-    floor = 1e-2 * max(map(rms, expected))
+    floor = (1e-3 if expected[0].dtype is torch.float64 else 3e-3) * max(map(rms, expected))
     for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
         close(a, e, tolerance, f"gradient {i} of {what}", floor)
 
