@@ -5,29 +5,11 @@
 // activation's slope) is done to a tile of the product while it is in the first-level cache.
 #include "cpu/buffers.h"
 #include "cpu/lanes.h"
+#include "cpu/sweep_activation.h"
 #include "cpu/tiled_product.h"
-#include "math/activation.h"
 
 namespace fisherkernels {
 namespace {
-
-// Derivatives of the first four follow from their value, of the others from what they are given: an
-// activation's key.
-enum class Kind : int64_t {
-  kTanh = 0,
-  kSigmoid = 1,
-  kRelu = 2,
-  kLeakyRelu = 3,
-  kSilu = 4,
-  kElu = 5,       // alpha 1
-  kSoftplus = 6,  // beta 1, linear above kSoftplusLimit
-  kGelu = 7,      // exact
-};
-
-constexpr double kSoftplusLimit = 20;
-
-bool is_curved(Kind kind) { return kind != Kind::kRelu && kind != Kind::kLeakyRelu; }
-FK_INLINE bool keeps_input(Kind kind) { return kind >= Kind::kSilu; }
 
 template <typename T>
 struct Pointwise {
@@ -44,37 +26,6 @@ struct Pointwise {
   const T* pulled;  // with `curvature`: the cotangent that the slope scaled in the product
   T* curvature;     // gets rows * pulled * d a' / d key, or null
 };
-
-// a, a' and a'' where the key is the input.
-template <typename V>
-struct AtInput {
-  V value, slope, curvature;
-};
-
-template <typename V>
-FK_INLINE void at_input(AtInput<V>& to, const V& x, Kind kind) {
-  using T = typename ExpTypes<V>::Element;
-  const V one = V{} + T(1);
-  if (kind == Kind::kSilu) {
-    const Derivatives<V> d = silu_derivatives<V>(x);
-    to = {d.value, d.slope, d.curvature};
-  } else if (kind == Kind::kElu) {
-    const V below = x > V{} ? V{} : x, fall = exp_of_negative<V>(below);
-    const V growth = exp_pair_within<V>(clamped<V>(below, ExpConstants<T>::kPairLimit)).growth;
-    to = {x > V{} ? x : growth, fall, x >= V{} ? V{} : fall};
-  } else if (kind == Kind::kGelu) {
-    constexpr T kLimit = sizeof(T) == sizeof(float) ? 12.5 : 37;  // the tail further out is no normal number
-    const V within = clamped<V>(x, kLimit);
-    const NormalAt<V> normal = standard_normal<V>(within);
-    to = {(x > V{} ? x : within) * normal.below, normal.below + within * normal.density,
-          normal.density * (T(2) - within * within)};
-  } else {
-    const Derivatives<V> s = sigmoid_derivatives<V>(x);
-    const V limit = V{} + T(kSoftplusLimit);
-    const V log = log1p_of_unit<V>(exp_of_negative<V>(x > V{} ? -x : x));
-    to = {x > limit ? x : (x > V{} ? x : V{}) + log, x > limit ? one : s.value, x > limit ? V{} : s.slope};
-  }
-}
 
 template <typename V, typename T>
 FK_INLINE void activation_of(V& x, const Pointwise<T>& p) {

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .chain import SweptChain, norm_in_graph
 from .coupling import coupled_steps, train_mode_batch_norm
 from .fallback import Fallback, module_function, store_buffers
 from .jacobian import all_tangents, jacobian_of
@@ -96,17 +97,26 @@ class Linearization:
         self._coupled: tuple[str, ...] | None = None
         count = len(plan.steps)
         values: list[Any] = [x, *[None] * count]
-        self._record = Record(plan.steps, [None] * count, [None] * (count + 1), x.shape[0] if x.dim() else 1, {})
-        self._record.shapes[0] = shape_of(x)
-        stretches = {stretch.steps[0]: stretch for stretch in plan.perceptrons}
-        inside = {i for stretch in plan.perceptrons for i in (*stretch.steps, *stretch.between)}
+        batch = x.shape[0] if x.dim() else 1
+        self._folded = Record(plan.steps, [None] * count, [shape_of(x), *[None] * count], batch, {}, {})
+        runs = dict.fromkeys(plan.perceptrons, self._run_perceptron)
+        if not frozen:
+            runs |= dict.fromkeys(plan.chains, self._run_chain)
+        stretches = {stretch.steps[0]: stretch for stretch in runs}
+        inside = {i for stretch in runs for i in (*stretch.steps, *stretch.between)}
         for i in range(count):
             if i in stretches:
-                self._run_stretch(stretches[i], values)
+                runs[stretches[i]](stretches[i], values)
             elif i not in inside:
                 self._run(i, values)
         self.value = _resolve(plan.output, values)
         self._whole = isinstance(plan.output, Ref) and not isinstance(self.value, Tensor)  # a tuple made by one step
+
+    @property
+    def _record(self) -> Record:
+        """With what every step saved, also in chains."""
+        self._folded.unfold()
+        return self._folded
 
     @property
     def rules(self) -> dict[str, str]:
@@ -128,7 +138,7 @@ class Linearization:
         stacked = _stacked("cotangent", cotangent, self.value)
         cotangents: list[Any] = [None] * (len(self._plan.steps) + 1)
         self._seed(cotangents, cotangent)
-        pulled = pull(self._record, cotangents, stacked)
+        pulled = pull(self._folded, cotangents, stacked)
         if pulled is None:
             given = cotangent if isinstance(cotangent, Tensor) else cotangent[0]
             return self._input.new_zeros(((given.shape[0],) if stacked else ()) + tuple(self._input.shape))
@@ -205,8 +215,8 @@ class Linearization:
         """What one Jacobian-vector product costs per sample."""
         return work_of(self)
 
-    def _run(self, i: int, values: list[Any]) -> None:
-        """The value of step i and what its products need."""
+    def _run(self, i: int, values: list[Any], call: tuple[tuple, dict] | None = None) -> None:
+        """The value of step i and what its products need; ``call``: what its rule takes behind its input, if known."""
         step = self._plan.steps[i]
         args = _resolve(step.args, values)
         kwargs = {key: _resolve(part, values) for key, part in step.kwargs}
@@ -219,11 +229,12 @@ class Linearization:
             value, saved = args[0][args[1]], ("item", args[1], len(args[0]))
         else:
             rule = RULES[step.rule]
+            args, kwargs = (args + self._attributes(step), kwargs) if call is None else (args[:1] + call[0], call[1])
             if rule.uses_batch_statistics:
                 kwargs = {**kwargs, "frozen": self._frozen}
-            value, kept = rule.forward(*args, *self._attributes(step), **kwargs)
+            value, kept = rule.forward(*args, **kwargs)
             saved = ("rule", kept)
-        values[i + 1], self._record.saved[i], self._record.shapes[i + 1] = value, saved, shape_of(value)
+        values[i + 1], self._folded.saved[i], self._folded.shapes[i + 1] = value, saved, shape_of(value)
 
     def _attributes(self, step: Step) -> tuple:
         """A module's own arguments of its rule, which follow its input."""
@@ -232,8 +243,8 @@ class Linearization:
         module = submodule(self._net, step.target)
         return tuple(MODULES[type(module)].arguments(module, self._reader(step.target, module)))
 
-    def _run_stretch(self, stretch: Stretch, values: list[Any]) -> None:
-        """The steps of a perceptron, in sweeps where that can be, and those of none between, which it may need."""
+    def _calls(self, stretch: Stretch, values: list[Any]) -> list[tuple[tuple, dict]]:
+        """What each step's rule takes behind its input; the steps of none between, which it may need, run."""
         for i in stretch.between:
             self._run(i, values)
         calls = []
@@ -241,15 +252,58 @@ class Linearization:
             step = self._plan.steps[i]
             kwargs = {key: _resolve(part, values) for key, part in step.kwargs}
             calls.append((_resolve(step.args[1:], values) + self._attributes(step), kwargs))
-        parts = parts_of(calls, stretch.activations)
-        x, at = values[self._plan.steps[stretch.steps[0]].slots[0]], 0
-        for begin, end in pieces_of(parts, stretch.activations, x):
+        return calls
+
+    def _run_perceptron(self, stretch: Stretch, values: list[Any]) -> None:
+        """In sweeps where that can be."""
+        calls, steps = self._calls(stretch, values), self._plan.steps
+        activations = tuple(steps[i].rule for i in stretch.steps[1::2])
+        parts = parts_of(calls, activations)
+        x, at = values[steps[stretch.steps[0]].slots[0]], 0
+        for begin, end in pieces_of(parts, activations, x):
             for i in stretch.steps[at:begin]:
                 self._run(i, values)
-            kinds = stretch.activations[begin // 2 : end // 2]
+            kinds = activations[begin // 2 : end // 2]
             at = end if self._sweep(stretch.steps[begin:end], parts[begin:end], kinds, values) else begin
         for i in stretch.steps[at:]:
             self._run(i, values)
+
+    def _run_chain(self, stretch: Stretch, values: list[Any]) -> None:
+        """As one where that can be."""
+        calls, steps = self._calls(stretch, values), self._plan.steps
+        rules = tuple(steps[i].rule for i in stretch.steps)
+        if torch.compiler.is_compiling():
+            return self._run_for_graph(stretch, rules, calls, values)
+        chain = SweptChain(rules, calls)
+        first, last = stretch.steps[0], stretch.steps[-1]
+        if not chain.run(values[steps[first].slots[0]]):
+            for i, call in zip(stretch.steps, calls, strict=True):
+                self._run(i, values, call)
+            return
+        for i, shape in zip(stretch.steps, chain.shapes, strict=True):
+            self._folded.shapes[i + 1] = shape
+        self._folded.sweeps[last], self._folded.folded[last] = (first, chain.sweep), (stretch.steps, chain.saved)
+        values[last + 1] = chain.sweep.value
+
+    def _run_for_graph(
+        self, stretch: Stretch, rules: tuple[str, ...], calls: list[tuple[tuple, dict]], values: list[Any]
+    ) -> None:
+        """Step by step, but for a BatchNorm and the activation behind it."""
+        at = 0
+        while at < len(rules):
+            i = stretch.steps[at]
+            x = values[self._plan.steps[i].slots[0]]
+            sweep = norm_in_graph(rules, calls, at, x) if rules[at] == "batch_norm" else None
+            if sweep is None:
+                self._run(i, values, calls[at])
+                at += 1
+                continue
+            found = stretch.steps[at : at + sweep.norm.steps]
+            at += sweep.norm.steps
+            for step in found:
+                self._folded.shapes[step + 1] = sweep.norm.shape
+            self._folded.sweeps[found[-1]], self._folded.folded[found[-1]] = (i, sweep), (found, sweep.saved)
+            values[found[-1] + 1] = sweep.value
 
     def _sweep(
         self, found: tuple[int, ...], parts: list[tuple], activations: tuple[str, ...], values: list[Any]
@@ -260,11 +314,11 @@ class Linearization:
         if swept is None:
             return False
         sweep, saved = swept
-        self._record.sweeps[last] = (first, sweep)
+        self._folded.sweeps[last] = (first, sweep)
         rows = sweep.value.shape[0]
         for i, kept in zip(found, saved, strict=True):
             width = kept[0].shape[0 if steps[i].rule == "linear" else 1]
-            self._record.saved[i], self._record.shapes[i + 1] = ("rule", kept), (rows, width)
+            self._folded.saved[i], self._folded.shapes[i + 1] = ("rule", kept), (rows, width)
         values[last + 1] = sweep.value
         return True
 

@@ -9,7 +9,6 @@ steps run one by one.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from fisherkernels.ops.mlp_sweep import NOT_LAST, SWEEP_ACTIVATIONS, MLPSweep, u
 from fisherkernels.transforms import records
 
 from .pace import sweeps_outrun_torch
-from .plan import Ref, Step, Stretch
+from .plan import Step, Stretch, uses_of
 
 _LARGEST, _MANY = 1 << 19, 256  # elements of a weight, samples: where both are larger, torch's products may be faster
 
@@ -35,7 +34,7 @@ _CONSTANTS: dict[str, dict[str, Any]] = {
 
 def perceptrons_of(steps: tuple[Step, ...], output: Any) -> tuple[Stretch, ...]:
     """Every stretch with two Linear at least."""
-    uses = Counter(_refs((*((step.args, step.kwargs) for step in steps), output)))
+    uses = uses_of(steps, output)
     found: list[list[int]] = []
     current: list[int] = []
     for i, step in enumerate(steps):
@@ -53,17 +52,7 @@ def perceptrons_of(steps: tuple[Step, ...], output: Any) -> tuple[Stretch, ...]:
 
 def _stretch(steps: tuple[Step, ...], found: list[int]) -> Stretch:
     between = tuple(i for i in range(found[0], found[-1]) if i not in found)
-    return Stretch(tuple(found), between, tuple(steps[i].rule for i in found[1::2]))
-
-
-def _refs(spec: Any) -> list[int]:
-    if isinstance(spec, Ref):
-        return [spec.index]
-    if isinstance(spec, tuple):
-        return [i for part in spec for i in _refs(part)]
-    if isinstance(spec, slice):
-        return _refs((spec.start, spec.stop, spec.step))
-    return []
+    return Stretch(tuple(found), between)
 
 
 def parts_of(calls: list[tuple[tuple, dict]], activations: tuple[str, ...]) -> list[tuple]:
@@ -72,7 +61,7 @@ def parts_of(calls: list[tuple[tuple, dict]], activations: tuple[str, ...]) -> l
     ``calls``: what each step's rule takes behind its input.
     """
     return [
-        _constants(activations[i // 2], *call) if i % 2 else _weight_and_bias(*call) for i, call in enumerate(calls)
+        constants_of(activations[i // 2], *call) if i % 2 else _weight_and_bias(*call) for i, call in enumerate(calls)
     ]
 
 
@@ -90,7 +79,7 @@ def pieces_of(parts: list[tuple], activations: tuple[str, ...], x: Tensor) -> li
     large = many and any(weight.numel() > _LARGEST for weight, _ in layers)
     limit = _LARGEST if large and not sweeps_outrun_torch() else math.inf
     swept = [
-        _has_kernel(activations[i // 2], part) if i % 2 else part[0].numel() <= limit for i, part in enumerate(parts)
+        has_kernel(activations[i // 2], part) if i % 2 else part[0].numel() <= limit for i, part in enumerate(parts)
     ]
     found, begin = [], 0
     for i, inside in enumerate((*swept, False)):
@@ -140,10 +129,10 @@ def _weight_and_bias(args: tuple, kwargs: dict) -> tuple[Tensor, Tensor | None]:
     return weight, args[1] if len(args) > 1 else kwargs.get("bias")
 
 
-def _constants(kind: str, args: tuple, kwargs: dict) -> tuple:
+def constants_of(kind: str, args: tuple, kwargs: dict) -> tuple:
     taken = enumerate(_CONSTANTS.get(kind, {}).items())
     return tuple(args[i] if i < len(args) else kwargs.get(name, default) for i, (name, default) in taken)
 
 
-def _has_kernel(kind: str, constants: tuple) -> bool:
+def has_kernel(kind: str, constants: tuple) -> bool:
     return constants[0] >= 0 if kind == "leaky_relu" else constants == tuple(_CONSTANTS.get(kind, {}).values())

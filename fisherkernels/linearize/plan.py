@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -43,11 +44,10 @@ class Module(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """Steps that can be one sweep of a perceptron, see perceptron.py."""
+    """Steps that can be one sweep: of a perceptron, see perceptron.py, or of a chain, see chain.py."""
 
-    steps: tuple[int, ...]  # Linear, activation, Linear, ...
+    steps: tuple[int, ...]
     between: tuple[int, ...]  # others on the way, of no value in it: attributes that are read
-    activations: tuple[str, ...]
 
 
 class Plan(NamedTuple):
@@ -56,12 +56,28 @@ class Plan(NamedTuple):
     modules: tuple[Module, ...]
     names: tuple[tuple[str, str], ...]  # parameter name, the name under which named_parameters lists it (tied weights)
     perceptrons: tuple[Stretch, ...]
+    chains: tuple[Stretch, ...]
     size: int  # numbers in all parameters
 
 
 # Functions of steps without a rule, by id: torch.compile takes a plan's numbers and strings as constants only.
 CALLS: dict[int, Callable[..., Any]] = {}
 _PLANS: weakref.WeakKeyDictionary[nn.Module, Plan] = weakref.WeakKeyDictionary()
+
+
+def uses_of(steps: tuple[Step, ...], output: Any) -> Counter[int]:
+    """How often each value is an argument, or part of the output."""
+    return Counter(_refs((*((step.args, step.kwargs) for step in steps), output)))
+
+
+def _refs(spec: Any) -> list[int]:
+    if isinstance(spec, Ref):
+        return [spec.index]
+    if isinstance(spec, tuple):
+        return [i for part in spec for i in _refs(part)]
+    if isinstance(spec, slice):
+        return _refs((spec.start, spec.stop, spec.step))
+    return []
 
 
 def submodule(net: nn.Module, path: str) -> nn.Module:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from .chain import chains_of
 from .perceptron import perceptrons_of
 from .plan import CALLS, Module, Plan, Ref, Step, hooked, scalars
 from .rules import FUNCTIONS, METHODS, MODULES, RULES
@@ -168,7 +169,8 @@ def make_plan(net: nn.Module) -> Plan:
         for path, m in net.named_modules(remove_duplicate=False)
     )
     size = sum(p.numel() for p in net.parameters() if not nn.parameter.is_lazy(p))
-    return Plan(steps, output, modules, names, perceptrons_of(steps, output), size)
+    perceptrons = perceptrons_of(steps, output)
+    return Plan(steps, output, modules, names, perceptrons, chains_of(steps, output, perceptrons), size)
 
 
 def _inside(path: str, called: set[str]) -> bool:

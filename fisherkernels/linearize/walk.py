@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from fisherkernels.ops.mlp_sweep import MLPSweep
 from fisherkernels.transforms import records
 
 from .plan import Step
@@ -21,7 +21,15 @@ class Record(NamedTuple):
     saved: list[Any]  # None, a Fallback, ("item", index, size) or ("rule", what the rule saved)
     shapes: list[Any]  # of every value; a tuple of shapes for a tuple, None where it is no tensor
     batch: int  # N
-    sweeps: dict[int, tuple[int, MLPSweep]]  # last step of a stretch of steps that is one: the first step, the sweep
+    sweeps: dict[int, tuple[int, Any]]  # last step of a stretch that is one: its first, its sweep
+    folded: dict[int, tuple[tuple[int, ...], Callable[[], list[tuple]]]]  # its last step: its steps, what they saved
+
+    def unfold(self, last: int | None = None) -> None:
+        """Fill in what the steps of a chain, or of all, saved."""
+        for chosen in list(self.folded) if last is None else [last]:
+            steps, saved = self.folded.pop(chosen)
+            for i, kept in zip(steps, saved(), strict=True):
+                self.saved[i] = ("rule", kept)
 
 
 def shape_of(value: Any) -> Any:
@@ -81,6 +89,8 @@ def pull(
                 slot = record.steps[first].slots[0]
                 cotangents[slot] = add(cotangents[slot], sweep.vjp(received))
                 continue
+        if i in record.folded:
+            record.unfold(i)
         saved = record.saved[i]
         if alike and (step.rule == "fallback" or saved[0] == "rule"):
             saved, (received,) = meet(record, i, (received,), (record.shapes[i + 1],))

@@ -116,7 +116,7 @@ def stability_first(encoded, num_samples: int) -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    return num_samples * value_size(encoded._record) < encoded._plan.size
+    return num_samples * value_size(encoded._folded) < encoded._plan.size
 
 
 def stability_term(encoded, log_std: torch.Tensor, eps: torch.Tensor, kind: str) -> torch.Tensor:

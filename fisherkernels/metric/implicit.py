@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fisherkernels.ops._autograd import single_backward
+
 
 class ImplicitSolution(torch.autograd.Function):
     """x, the solution of M x = b, in the graph of its residual b - M x written with x held constant.
@@ -16,12 +18,14 @@ class ImplicitSolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, residual: Tensor, x: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.solve = solve
+        ctx.save_for_backward(residual)
         return x.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, g: Tensor):
-        return ctx.solve(g), None, None
+        with torch.no_grad():
+            solution = ctx.solve(g)
+        return *single_backward("solve", (True,), (solution,), (g, *ctx.saved_tensors)), None, None
 
 
 class LogDeterminant(torch.autograd.Function):
@@ -30,9 +34,11 @@ class LogDeterminant(torch.autograd.Function):
     @staticmethod
     def forward(ctx, metric: Tensor, factor: Tensor, inverse: Callable[[], Tensor]) -> Tensor:
         ctx.inverse = inverse
+        ctx.save_for_backward(metric)
         return 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, g: Tensor):
-        return g[:, None, None] * ctx.inverse(), None, None
+        with torch.no_grad():
+            gradient = g[:, None, None] * ctx.inverse()
+        return *single_backward("log_determinant", (True,), (gradient,), (g, *ctx.saved_tensors)), None, None

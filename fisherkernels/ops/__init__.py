@@ -6,6 +6,7 @@ Every operator has a native CPU kernel, a native CUDA kernel (but for `relu_metr
 `cg_update`), through which `FisherMetric` differentiates implicitly, and `svgd_step`, whose particles carry no graph.
 """
 
+import fisherkernels.ops._batch_norm_operators  # noqa: F401  (linearize's own)
 from fisherkernels.ops._library import BackendStatus, backends, load_libraries, use_twins
 from fisherkernels.ops.activation_tangents import activation_tangents
 from fisherkernels.ops.cg_update import cg_update

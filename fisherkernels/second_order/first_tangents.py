@@ -11,6 +11,7 @@ from torch import Tensor
 from fisherkernels.linearize.last_linear import same_content
 from fisherkernels.linearize.rules import RULES
 from fisherkernels.linearize.walk import Record, keeps_samples, meet
+from fisherkernels.ops._autograd import single_backward
 from fisherkernels.second_order.sweep import active, curved, needed
 from fisherkernels.transforms import inside_transform
 
@@ -149,7 +150,8 @@ class _CholeskyTangents(torch.autograd.Function):
         return factor.t().contiguous()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor):
         t, factor = ctx.saved_tensors
-        return t @ torch.linalg.solve_triangular(factor.t(), grad, upper=True), None
+        with torch.no_grad():
+            to_t = t @ torch.linalg.solve_triangular(factor.t(), grad, upper=True)
+        return *single_backward("laplacian", (True,), (to_t,), (grad, t)), None

@@ -5,10 +5,12 @@ from unittest import mock
 
 import pytest
 import torch
-from linearize_oracle import check, close
+from linearize_oracle import PRIMITIVE, all_close, check, close, gradients, scalar_of
 from torch import nn
+from torch.nn import functional as F
 
 from fisherkernels import linearize
+from fisherkernels.linearize import chain
 from fisherkernels.linearize.rules import groupnorm
 
 
@@ -40,6 +42,24 @@ def test_routes_through_a_stack_agree():
     net = nn.Sequential(nn.Conv2d(2, 6, 3), nn.GroupNorm(3, 6), nn.Tanh())
     with mock.patch.object(groupnorm, "_one_by_one", lambda t: False):
         check(net, (3, 2, 5, 4))
+
+
+@pytest.mark.parametrize("net", [nn.BatchNorm1d(4), nn.GroupNorm(2, 4), nn.GroupNorm(2, 4, affine=False)])
+def test_second_derivatives(net):
+    """Through torch.autograd.grad, which passes by what refuses to be differentiated and is on no path to an input."""
+    net = nn.Sequential(nn.Conv1d(2, 4, 2), copy.deepcopy(net), nn.Tanh()).double()
+    x = torch.randn(3, 2, 5, dtype=torch.float64).requires_grad_()
+
+    def twice(value, product):
+        grads = torch.autograd.grad(scalar_of([value, product]), [*net.parameters(), x], create_graph=True)
+        return gradients(scalar_of(grads), net, x)
+
+    with mock.patch.object(chain.SweptChain, "run", lambda self, x: False):
+        lin = linearize(net, x)
+    with mock.patch.multiple(F, **PRIMITIVE):
+        value = net(x)
+        expected = twice(value, torch.autograd.grad(value, x, value.sin(), create_graph=True)[0])
+    all_close(twice(lin.value, lin.vjp(lin.value.sin())), expected, 1e-9, "both")
 
 
 @pytest.mark.parametrize("net", [nn.GroupNorm(2, 4), nn.LayerNorm((4, 3, 5))])

@@ -171,3 +171,17 @@ def test_no_graph_where_none_is_wanted():
     decoder = nn.Linear(4, 6).double().requires_grad_(False)
     metric = FisherMetric(decoder, case.mean.detach(), 0.3)
     assert not metric.sample(2).requires_grad and not metric.logdet().requires_grad
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda metric: metric.solve(torch.ones(3, 2, dtype=torch.float64), method="cg"), lambda metric: metric.logdet()],
+)
+def test_differentiable_once(make):
+    """Also through torch.autograd.grad, which runs only what is on a path to an input: nothing is silently left out."""
+    decoder = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 4)).double()
+    z = torch.randn(3, 2, dtype=torch.float64).requires_grad_()
+    result = make(FisherMetric(decoder, z, torch.ones(4, dtype=torch.float64)))
+    (grad,) = torch.autograd.grad(result.square().sum() + z.pow(3).sum(), z, create_graph=True)
+    with pytest.raises(RuntimeError, match="is differentiable once"):
+        torch.autograd.grad(grad.sum(), z)

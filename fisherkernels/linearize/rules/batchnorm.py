@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fisherkernels.ops._batch_norm_plain import all_but_channels, per_channel, product_in_operations
+from fisherkernels.ops._mlp_plain import again
 from fisherkernels.transforms import inside_transform
 
 from .base import Layer, SymmetricRule
-
-
-def _per_channel(v: Tensor, dims: int) -> Tensor:
-    return v.view(1, -1, *([1] * (dims - 2)))  # [1, C, 1, ...]
 
 
 class BatchNorm(SymmetricRule):
@@ -55,7 +55,7 @@ class BatchNorm(SymmetricRule):
         input, weight, mean, rstd, eps = saved
         if input is None:
             scale = rstd if weight is None else rstd * weight
-            return t * _per_channel(scale, t.dim() - int(stacked))
+            return t * per_channel(scale, t.dim() - int(stacked))
         if stacked:
             return (
                 torch.stack([self._couple(saved, member) for member in t.unbind()]) if len(t) else torch.zeros_like(t)
@@ -84,16 +84,8 @@ def _backward(t: Tensor, input: Tensor, weight, mean: Tensor, rstd: Tensor, eps:
     return product, scaled, plain
 
 
-def product_in_operations(t: Tensor, input: Tensor, weight: Tensor | None, rstd: Tensor) -> Tensor:
-    """What BatchStatisticsProduct gives, in operations that the transforms of torch.func know, to any order."""
-    dims = input.dim()
-    over = [d for d in range(dims) if d != 1]
-    centred = input - input.mean(over, keepdim=True)
-    variance = centred.square().mean(over, keepdim=True)
-    r = (_per_channel(rstd.detach(), dims) ** -2 + variance - variance.detach()).rsqrt()  # 1/sqrt(variance + eps)
-    u = centred * r
-    product = r * (t - t.mean(over, keepdim=True) - u * (u * t).mean(over, keepdim=True))
-    return product if weight is None else product * _per_channel(weight, dims)
+def _plain_product(rstd: Tensor, t: Tensor, input: Tensor, weight: Tensor | None) -> tuple[Tensor]:
+    return (product_in_operations(t, input, weight, rstd),)
 
 
 class BatchStatisticsProduct(torch.autograd.Function):
@@ -113,11 +105,12 @@ class BatchStatisticsProduct(torch.autograd.Function):
         return product
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, g):
         t, input, weight, mean, rstd, scaled, plain = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            return *again(partial(_plain_product, rstd), (t, input, weight), (g,)), None, None, None
         n, dims = t.numel() // t.shape[1], t.dim()
-        over = [d for d in range(dims) if d != 1]
+        over = all_but_channels(dims)
         grad_t, scaled_g, plain_g = _backward(g, input, weight, mean, rstd, ctx.eps)
         k, a, big_k, big_a = scaled / n, plain / n, scaled_g / n, plain_g / n
         c = (g * t).sum(over) / n
@@ -125,9 +118,9 @@ class BatchStatisticsProduct(torch.autograd.Function):
         factor = -rstd * rstd if weight is None else -weight * rstd * rstd
         slope = factor * rstd * (c - big_a * a - 3 * big_k * k)
         offset = -factor * (k * big_a + big_k * a) - slope * mean
-        grad_input = g * _per_channel(factor * k, dims)
-        grad_input.addcmul_(t, _per_channel(factor * big_k, dims))
-        grad_input.addcmul_(input, _per_channel(slope, dims)).add_(_per_channel(offset, dims))
+        grad_input = g * per_channel(factor * k, dims)
+        grad_input.addcmul_(t, per_channel(factor * big_k, dims))
+        grad_input.addcmul_(input, per_channel(slope, dims)).add_(per_channel(offset, dims))
         return grad_t, grad_input, grad_weight, None, None, None
 
 

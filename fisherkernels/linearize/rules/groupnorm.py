@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fisherkernels.ops._mlp_plain import again
 from fisherkernels.transforms import inside_transform
 
 from .base import Layer, Rule, lead
@@ -114,6 +116,10 @@ def product_in_operations(t, input, weight, mean, rstd, transpose: bool) -> Tens
     return product if weight is None or transpose else product * weight
 
 
+def _plain_product(mean, rstd, transpose: bool, t, input, weight) -> tuple[Tensor]:
+    return (product_in_operations(t, input, weight, mean, rstd, transpose),)
+
+
 class GroupNormProduct(torch.autograd.Function):
     """J t, or J^T t, with its derivative written out, in few passes over memory.
 
@@ -132,9 +138,11 @@ class GroupNormProduct(torch.autograd.Function):
         return product
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, g):
         t, input, weight, mean, rstd, scaled, plain = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            function = partial(_plain_product, mean, rstd, ctx.transpose)
+            return *again(function, (t, input, weight), (g,)), None, None, None
         groups = rstd.shape[1]
         members = input.shape[1] // groups  # channels of a group
         n = max(members * input.shape[2], 1)

@@ -1,0 +1,217 @@
+"""Chains of a plan: steps one behind the other, with a BatchNorm of batch statistics, that are swept as one.
+
+On a CPU in eager mode a chain's value and each of its vector-Jacobian products is one autograd node with its backward
+written out (chain_nodes.py), made of pieces (chain_pieces.py): weights, BatchNorm with the activation behind it in one
+kernel, other activations, and what only moves numbers. Everywhere else, and for tangents and stacks, its steps run one
+by one. Steps with other rules end a chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fisherkernels.ops import backends
+from fisherkernels.ops._mlp_plain import SWEEP_ACTIVATIONS
+from fisherkernels.transforms import for_graph, records
+
+from .chain_nodes import Chain, ChainSweep, sweep
+from .chain_pieces import Activation, Affine, Move, Norm, Unfit, has_maps
+from .perceptron import constants_of, has_kernel
+from .plan import Step, Stretch, uses_of
+
+_CONV = ("weight", "bias", "stride", "padding", "dilation", "groups", "padding_mode")
+_TRANSPOSE = ("weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+_ARGUMENTS = {"linear": ("weight", "bias")}
+_ARGUMENTS |= {f"conv{d}d": _CONV for d in (1, 2, 3)} | {f"conv_transpose{d}d": _TRANSPOSE for d in (1, 2, 3)}
+_NORM = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+_NORM_DEFAULTS = {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5}
+_MOVES = {"identity", "dropout", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose"}
+_MOVES |= {"movedim", "pixel_shuffle", "pixel_unshuffle", "interpolate", "avg_pool2d"}
+_MOVES |= {f"{kind}_pool{d}d" for kind in ("max", "adaptive_avg") for d in (1, 2, 3)}
+_RESHAPES = {"reshape", "unflatten", "unsqueeze"}
+_INSIDE = {*_ARGUMENTS, "batch_norm", *SWEEP_ACTIVATIONS, *_MOVES}
+
+
+def chains_of(steps: tuple[Step, ...], output: Any, perceptrons: tuple[Stretch, ...]) -> tuple[Stretch, ...]:
+    """Every chain: it begins with a weight and has a BatchNorm of maps; between weights is more than moves."""
+    uses = uses_of(steps, output)
+    taken = {i for stretch in perceptrons for i in stretch.steps}
+    found: list[list[int]] = []
+    current: list[int] = []
+    for i, step in enumerate(steps):
+        if step.rule == "evaluate":
+            continue
+        inside = step.rule in _INSIDE and i not in taken and len(step.slots) == 1
+        follows = bool(current) and step.slots == (current[-1] + 1,) and uses[current[-1] + 1] == 1
+        if inside and follows and _may_follow(step.rule, [steps[j].rule for j in current]):
+            current.append(i)
+            continue
+        found.append(current)
+        current = [i] if inside and step.rule in _ARGUMENTS else []
+    return tuple(_chain(steps, c) for c in (*found, current) if any(steps[i].rule == "batch_norm" for i in c))
+
+
+def _may_follow(rule: str, before: list[str]) -> bool:
+    """Not a weight with moves alone between it and another, nor BatchNorm of features [N, C]: that has no kernel."""
+    last = max(i for i, earlier in enumerate(before) if earlier in _ARGUMENTS)
+    behind = before[last + 1 :]
+    if rule in _ARGUMENTS:
+        return not all(earlier in _MOVES for earlier in behind)
+    return rule != "batch_norm" or before[last] != "linear" or any(earlier in _RESHAPES for earlier in behind)
+
+
+def _chain(steps: tuple[Step, ...], found: list[int]) -> Stretch:
+    while steps[found[-1]].rule in _MOVES:
+        found = found[:-1]
+    between = tuple(i for i in range(found[0], found[-1]) if i not in found)
+    return Stretch(tuple(found), between)
+
+
+class SweptChain:
+    """A chain that was swept, and what each of its steps' rules would have saved."""
+
+    def __init__(self, rules: tuple[str, ...], calls: list[tuple[tuple, dict]]):
+        self.rules, self.calls = rules, calls
+        self.pieces: list[Any] = []
+        self.parameters: list[Tensor] = []
+        self.slots: list[tuple[int, ...]] = []
+        self.updates: list[Callable[[], None]] = []
+        self.sweep: ChainSweep | None = None
+
+    def run(self, x: Tensor) -> bool:
+        """Whether it could be swept at x."""
+        if not _on_native_cpu(x):
+            return False
+        if not (self._build(x) and records(x, *self.parameters)):
+            return False
+        try:
+            self.sweep = sweep(Chain(tuple(self.pieces), tuple(self.slots)), x, self.parameters)
+        except Unfit:
+            return False
+        with torch.no_grad():
+            for update in self.updates:
+                update()
+        return True
+
+    def _build(self, x: Tensor) -> bool:
+        at = 0
+        while at < len(self.rules):
+            rule, (args, kwargs) = self.rules[at], self.calls[at]
+            if rule in _ARGUMENTS:
+                options = dict(zip(_ARGUMENTS[rule], args, strict=False)) | kwargs
+                self._add(Affine(rule, options), options.pop("weight"), options.pop("bias", None))
+            elif rule == "batch_norm":
+                found = norm_at(self.rules, self.calls, at)
+                if found is None:
+                    return False
+                norm, weight, bias, update = found
+                self._add(norm, weight, bias)
+                self.updates.append(update)
+                at += norm.steps - 1
+            elif rule in SWEEP_ACTIVATIONS:
+                constants = constants_of(rule, args, kwargs)
+                if not has_kernel(rule, constants):
+                    return False
+                self._add(Activation(rule, constants))
+            else:
+                self._add(Move(rule, args, kwargs))
+            at += 1
+        given = (x, *self.parameters)
+        return all(t.dtype is x.dtype and t.device == x.device and not _channels_last(t) for t in given)
+
+    def _add(self, piece: Any, *parameters: Tensor | None) -> None:
+        self.pieces.append(piece)
+        slots = []
+        for parameter in parameters:
+            slots.append(-1 if parameter is None else len(self.parameters))
+            if parameter is not None:
+                self.parameters.append(parameter)
+        self.slots.append(tuple(slots))
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of each step's value."""
+        return [piece.shape for piece in self.pieces for _ in range(piece.steps)]
+
+    def saved(self) -> list[tuple]:
+        """What each step's rule would have saved."""
+        found: list[tuple] = []
+        keys = iter(self.sweep.shared)
+        with torch.enable_grad():
+            for i, piece in enumerate(self.pieces):
+                given = self.sweep.chain.parameters(i, self.parameters)
+                key = next(keys) if piece.keyed else None
+                found += piece.saved_by_rules(key, *given)
+        return found
+
+
+class NormSweep(NamedTuple):
+    """BatchNorm and the activation behind it where torch.compile makes a graph."""
+
+    value: Tensor
+    norm: Norm
+    x: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+
+    @property
+    def shared(self) -> tuple[Tensor, ...]:
+        return tuple(t for t in (self.x, self.weight, self.bias) if t is not None)
+
+    def vjp(self, cotangent: Tensor) -> Tensor:
+        """J^T c."""
+        return self.norm.pull(cotangent, self.x, self.weight, self.bias)
+
+    def saved(self) -> list[tuple]:
+        """What each step's rule would have saved."""
+        return self.norm.saved_by_rules(self.x, self.weight, self.bias)
+
+
+def norm_in_graph(rules: tuple[str, ...], calls: list[tuple[tuple, dict]], at: int, x: Tensor) -> NormSweep | None:
+    """The BatchNorm at a position of a chain, where its operators are for graphs too."""
+    if not (_on_native_cpu(x) and for_graph() and x.dim() > 1 and x.shape[0] > 1 and has_maps(x)):
+        return None
+    found = norm_at(rules, calls, at)
+    if found is None:
+        return None
+    norm, weight, bias, update = found
+    given = [t for t in (weight, bias) if t is not None]
+    if not (records(x, *given) and all(t.dtype is x.dtype for t in given)):
+        return None
+    value = norm.value(x, weight, bias)[0]
+    norm.shape = tuple(value.shape)
+    with torch.no_grad():
+        update()
+    return NormSweep(value, norm, x, weight, bias)
+
+
+def norm_at(
+    rules: tuple[str, ...], calls: list[tuple[tuple, dict]], at: int
+) -> tuple[Norm, Tensor | None, Tensor | None, Callable[[], None]] | None:
+    """The BatchNorm at a position, its parameters and what updates its statistics; None in eval mode."""
+    args, kwargs = calls[at]
+    options = _NORM_DEFAULTS | dict(zip(_NORM, args, strict=False)) | kwargs
+    if not options["training"]:
+        return None
+    behind, constants = rules[at + 1] if at + 1 < len(rules) else "", ()
+    if behind in SWEEP_ACTIVATIONS:
+        constants = constants_of(behind, *calls[at + 1])
+        behind = behind if has_kernel(behind, constants) else ""
+    else:
+        behind = ""
+    norm = Norm(options["eps"], behind, constants)
+    statistics = options["running_mean"], options["running_var"], options["momentum"]
+    return norm, options["weight"], options["bias"], lambda: norm.update(*statistics)
+
+
+def _channels_last(t: Tensor) -> bool:
+    """Torch's own kernels keep this order; ours would not."""
+    return t.dim() > 3 and t.stride(1) == 1 and not t.is_contiguous()
+
+
+def _on_native_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and backends()["cpu"].active

@@ -1,0 +1,270 @@
+"""A chain's value and its vector-Jacobian products: one autograd node each, whose backward is written out.
+
+What is kept between the sweeps: the keys, and for a product the cotangents at its activations. The value in front of
+a weight, and the cotangent behind it, are made again from those where their outer product is taken, in passes that are
+needed anyway; in backward without retain_graph=True each is given up once it was used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fisherkernels.ops._mlp_plain import again, batched
+from fisherkernels.transforms import plainly_eager
+
+from .chain_pieces import Affine, Move, Piece
+
+
+class Chain(NamedTuple):
+    """``slots``: where each piece's parameters are among the flat list of those, -1 for None."""
+
+    pieces: tuple[Piece, ...]
+    slots: tuple[tuple[int, ...], ...]
+
+    def parameters(self, i: int, flat: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        return tuple(flat[slot] if slot >= 0 else None for slot in self.slots[i])
+
+    @property
+    def keys(self) -> int:
+        return sum(piece.keyed for piece in self.pieces)
+
+    @property
+    def ends_with_key(self) -> bool:
+        last = self.pieces[-1]
+        return last.keyed and last.by_value
+
+
+class ChainSweep(NamedTuple):
+    """``shared``: the keys, as outputs of the value's node, and the parameters."""
+
+    value: Tensor
+    chain: Chain
+    shared: tuple[Tensor, ...]
+
+    def vjp(self, cotangent: Tensor) -> Tensor:
+        """J^T c."""
+        return _Product.apply(self.chain, cotangent, *self.shared)
+
+
+def sweep(chain: Chain, x: Tensor, parameters: Sequence[Tensor]) -> ChainSweep:
+    """The chain's value at x.
+
+    Raises:
+        Unfit: a piece cannot take what comes.
+    """
+    results = _Value.apply(chain, x, *parameters)
+    # Behind a view, so that its hooks run only where it has a gradient of its own.
+    return ChainSweep(results[-1].view_as(results[-1]), chain, (*results[: chain.keys], *parameters))
+
+
+class _Value(torch.autograd.Function):
+    """-> the keys, and the value where it is not the last of these."""
+
+    @staticmethod
+    def forward(ctx, chain, x, *parameters):
+        keys, y = [], x
+        for i, piece in enumerate(chain.pieces):
+            y, key = piece.value(y, *chain.parameters(i, parameters))
+            piece.shape = tuple(y.shape)
+            if piece.keyed:
+                keys.append(key)
+        ctx.chain = chain
+        ctx.save_for_backward(x, *parameters, *keys)
+        ctx.set_materialize_grads(False)
+        return tuple(keys) if chain.ends_with_key else (*keys, y)
+
+    @staticmethod
+    def backward(ctx, *received):
+        chain, asked = ctx.chain, _asked(ctx)
+        count = len(asked) - 1
+        x, *saved = ctx.saved_tensors
+        parameters, keys = saved[:count], saved[count:]
+        if torch.is_grad_enabled() or not _ordinary(received):
+            return None, *again(partial(_plain_value, chain), (x, *parameters), received)
+        _release(ctx)
+        del saved
+        of_keys = list(received[: chain.keys])
+        g = None if chain.ends_with_key else received[-1]
+        found, behind = _Found(chain, parameters, asked[1:]), _Behind()
+        for i in range(len(chain.pieces) - 1, -1, -1):
+            piece, given = chain.pieces[i], chain.parameters(i, parameters)
+            if isinstance(piece, Affine):
+                if g is None:
+                    continue
+                found.add(i, 1, lambda piece=piece, g=g: piece.bias_gradient(g))
+                if found.asks(i, 0):
+                    behind.wait(i, g)
+                g = piece.pull(g, None, *given) if i or asked[0] else None
+            elif isinstance(piece, Move):
+                g = None if g is None else piece.pull(g, None)
+                behind.moves.append(piece)
+            else:
+                key, more = keys.pop(), of_keys.pop()
+                if g is None and more is None:
+                    continue
+                g, y, to_parameters = piece.gradient(g, more, key, behind.index is not None, *given)
+                behind.arrive(found, y)
+                for j, part in enumerate(to_parameters):
+                    found.add(i, j, lambda part=part: part)
+        behind.arrive(found, x)
+        return None, g if asked[0] else None, *found.gradients
+
+
+class _Product(torch.autograd.Function):
+    """(cotangent, keys, parameters) -> J^T cotangent."""
+
+    @staticmethod
+    def forward(ctx, chain, cotangent, *tensors):
+        keys, parameters = list(tensors[: chain.keys]), tensors[chain.keys :]
+        kept, c = [], cotangent
+        for i in range(len(chain.pieces) - 1, -1, -1):
+            piece = chain.pieces[i]
+            key = None
+            if piece.keyed:
+                key = keys.pop()
+                kept.append(c)
+            c = piece.pull(c, key, *chain.parameters(i, parameters))
+        ctx.chain = chain
+        ctx.save_for_backward(cotangent, *tensors, *kept)
+        ctx.set_materialize_grads(False)
+        return c.view_as(c) if c is cotangent else c
+
+    @staticmethod
+    def backward(ctx, t):
+        chain, asked = ctx.chain, _asked(ctx)
+        if t is None:
+            return (None,) * (1 + len(asked))
+        cotangent, *saved = ctx.saved_tensors
+        tensors, kept = saved[: len(asked) - 1], saved[len(asked) - 1 :]
+        if torch.is_grad_enabled() or not _ordinary((t,)):
+            return None, *again(partial(_plain_product, chain), (cotangent, *tensors), (t,))
+        _release(ctx)
+        del saved
+        keys, parameters = tensors[: chain.keys], tensors[chain.keys :]
+        to_keys: list[Tensor | None] = []
+        found, before = _Found(chain, parameters, asked[1 + chain.keys :]), _Before()
+        for i, piece in enumerate(chain.pieces):
+            given = chain.parameters(i, parameters)
+            if isinstance(piece, Affine):
+                if found.asks(i, 0):
+                    before.wait(i, t)
+                if not asked[0] and i == len(chain.pieces) - 1:
+                    break  # J t would be the cotangent's gradient alone
+                t = piece.push(t, given[0])
+            elif isinstance(piece, Move):
+                t = piece.push(t)
+                before.moves.append(piece)
+            else:
+                t, to_key, c, to_parameters = piece.push(t, kept.pop(), keys[len(to_keys)], *given)
+                to_keys.append(to_key)
+                before.arrive(found, c)
+                for j, part in enumerate(to_parameters):
+                    found.add(i, j, lambda part=part: part)
+        before.arrive(found, cotangent)
+        return None, t if asked[0] else None, *to_keys, *found.gradients
+
+
+class _Found:
+    """Gradients of the parameters that are asked for, added up where one is used twice."""
+
+    def __init__(self, chain: Chain, parameters: Sequence[Tensor], asked: Sequence[bool]):
+        self.chain, self.parameters, self.asked = chain, parameters, asked
+        self.gradients: list[Tensor | None] = [None] * len(parameters)
+
+    def asks(self, i: int, j: int) -> bool:
+        """Whether piece i's parameter j is to get a gradient."""
+        slot = self.chain.slots[i][j]
+        return slot >= 0 and self.asked[slot]
+
+    def add(self, i: int, j: int, make: Callable[[], Tensor | None]) -> None:
+        if not self.asks(i, j):
+            return
+        slot = self.chain.slots[i][j]
+        part, so_far = make(), self.gradients[slot]
+        self.gradients[slot] = part if so_far is None else so_far if part is None else so_far + part
+
+
+class _Waiting:
+    """A weight, one of whose gradient's factors is known, and the moves between it and the other one."""
+
+    def __init__(self):
+        self.index: int | None = None
+        self.factor: Tensor | None = None
+        self.moves: list[Move] = []
+
+    def wait(self, index: int, factor: Tensor) -> None:
+        self.index, self.factor, self.moves = index, factor, []
+
+    def finish(self, found: _Found, x: Tensor, g: Tensor) -> None:
+        i, chain = self.index, found.chain
+        weight = chain.parameters(i, found.parameters)[0]
+        found.add(i, 0, lambda: chain.pieces[i].weight_gradient(x, g, weight))
+        self.index = self.factor = None
+
+
+class _Behind(_Waiting):
+    """The value's backward: waits for what was in front of the weight."""
+
+    def arrive(self, found: _Found, x: Tensor | None) -> None:
+        if self.index is not None:
+            for move in reversed(self.moves):
+                x = move.push(x)
+            self.finish(found, x, self.factor)
+        self.moves = []
+
+
+class _Before(_Waiting):
+    """The product's backward: waits for the cotangent behind the weight."""
+
+    def arrive(self, found: _Found, c: Tensor) -> None:
+        if self.index is not None:
+            for move in reversed(self.moves):
+                c = move.pull(c, None)
+            self.finish(found, self.factor, c)
+        self.moves = []
+
+
+def _asked(ctx: Any) -> list[bool]:
+    """Which of a node's tensors are to get a gradient in this backward."""
+    pairs = zip(ctx.needs_input_grad[1:], ctx.next_functions, strict=True)
+    return [needed and _runs(node) for needed, (node, _) in pairs]
+
+
+def _runs(node: Any) -> bool:
+    try:
+        return node is not None and torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf that torch.autograd.grad was asked for
+        return True
+
+
+def _ordinary(gradients: Sequence[Tensor | None]) -> bool:
+    """Not batched (torch.autograd.grad's is_grads_batched), in a transform or with tangents."""
+    return plainly_eager() and not batched(gradients)
+
+
+def _release(ctx: Any) -> None:
+    """Saved tensors are this backward's alone, unless the graph is to be kept."""
+    if hasattr(ctx, "maybe_clear_saved_tensors"):
+        ctx.maybe_clear_saved_tensors()
+
+
+def _plain_value(chain: Chain, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+    keys = []
+    for i, piece in enumerate(chain.pieces):
+        x, key = piece.plain(x, *chain.parameters(i, parameters))
+        if piece.keyed:
+            keys.append(key)
+    return tuple(keys) if chain.ends_with_key else (*keys, x)
+
+
+def _plain_product(chain: Chain, c: Tensor, *tensors: Tensor) -> tuple[Tensor]:
+    keys, parameters = list(tensors[: chain.keys]), tensors[chain.keys :]
+    for i in range(len(chain.pieces) - 1, -1, -1):
+        piece, given = chain.pieces[i], chain.parameters(i, parameters)
+        c = piece.plain_pull(c, keys.pop(), *given) if piece.keyed else piece.pull(c, None, *given)
+    return (c,)

@@ -1,0 +1,213 @@
+"""Pieces of a chain, each with its value, its product, and the backward pass of both, on tensors without a graph.
+
+``value(x, *p)`` gives (y, key): what derivatives follow from, None where that is no tensor. ``pull(c, key, *p)`` is
+J^T c. Backward of a product with the cotangent c, for the tangent t of its result, is ``push(t, c, key, *p)``: J t, the
+gradients of key and parameters, and J^T c again. Backward of the value, for its gradient g, is
+``gradient(g, more, key, value, *p)``: J^T g plus the key's own gradient ``more``, y again if wanted, and the gradients
+of the parameters. Weights' gradients are outer products, :meth:`Affine.weight_gradient`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fisherkernels.ops._batch_norm_plain import IDENTITY, normalised, plain_pull, plain_value
+from fisherkernels.ops._mlp_plain import CURVED, KEEP_INPUT, SWEEP_ACTIVATIONS, activated, drift, scaled
+
+from .rules import RULES
+
+opset = torch.ops.fisherkernels
+
+
+def number_and_slope(rule: str, constants: tuple) -> tuple[int, float]:
+    """An activation as the kernels take it."""
+    return SWEEP_ACTIVATIONS.index(rule), float(constants[0]) if rule == "leaky_relu" else 0.0
+
+
+class Unfit(Exception):
+    """A chain that meets what it was not made for; its steps run one by one instead."""
+
+
+def has_maps(x: Tensor) -> bool:
+    """Whether BatchNorm's kernels are made for x: [N, C, ...] with more than one number per sample and channel."""
+    return x.dim() > 2 and x.is_contiguous() and math.prod(x.shape[2:]) > 1
+
+
+class Piece:
+    """``keyed``: a key is kept; ``by_value``: it is y. ``steps``: how many of the plan; ``shape``: of y."""
+
+    keyed = by_value = False
+    steps = 1
+    shape: tuple[int, ...] = ()
+
+
+class Affine(Piece):
+    """Linear, or a convolution: y = J x + b."""
+
+    def __init__(self, rule: str, options: dict[str, Any]):
+        self.rule, self.options = RULES[rule], options
+        self.dims = 0 if rule == "linear" else int(rule[-2])
+        self.transposed = "transpose" in rule
+        self.saved: tuple = ()
+
+    def value(self, x: Tensor, weight: Tensor, bias: Tensor | None):
+        if x.dim() < 2 or self.dims not in (0, x.dim() - 2):
+            raise Unfit
+        y, self.saved = self.rule.forward(x, weight, bias, **self.options)
+        if self.dims and not self.transposed and self.saved[6] is not None:
+            raise Unfit  # padding of another kind than zeros on both sides
+        return y, None
+
+    def plain(self, x: Tensor, weight: Tensor, bias: Tensor | None):
+        return self.rule.forward(x, weight, bias, **self.options)[0], None
+
+    def pull(self, c: Tensor, key: None, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self.rule.vjp((weight, *self.saved[1:]), c, False, (True,))[0]
+
+    def push(self, t: Tensor, weight: Tensor) -> Tensor:
+        return self.rule.jvp((weight, *self.saved[1:]), (t,), False)
+
+    def weight_gradient(self, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
+        """Of sum(g (J x)), or of a product's sum(x (J^T g))."""
+        if not self.dims:
+            return g.flatten(0, -2).t() @ x.flatten(0, -2)
+        if self.transposed:
+            _, stride, padding, output_padding, groups, dilation, _ = self.saved
+        else:
+            _, stride, padding, dilation, groups, *_ = self.saved
+            output_padding = 0
+        each = ([given] * self.dims if isinstance(given, int) else given for given in (stride, padding, dilation))
+        added = [output_padding] * self.dims if isinstance(output_padding, int) else output_padding
+        mask = [False, True, False]
+        return torch.ops.aten.convolution_backward(g, x, weight, None, *each, self.transposed, added, groups, mask)[1]
+
+    def saved_by_rules(self, key: None, weight: Tensor, bias: Tensor | None) -> list[tuple]:
+        return [(weight, *self.saved[1:])]
+
+    def bias_gradient(self, g: Tensor) -> Tensor:
+        channels = 1 if self.dims else g.dim() - 1
+        return g.sum([d for d in range(g.dim()) if d != channels])
+
+
+class Move(Piece):
+    """What is linear and has no parameters: reshapes, pooling, resampling, dropout."""
+
+    def __init__(self, rule: str, args: tuple, kwargs: dict):
+        self.rule, self.args, self.kwargs = RULES[rule], args, kwargs
+        self.saved: tuple = ()
+
+    def value(self, x: Tensor):
+        y, self.saved = self.rule.forward(x, *self.args, **self.kwargs)
+        return y, None
+
+    def plain(self, x: Tensor):
+        return self.push(x), None
+
+    def pull(self, c: Tensor, key: None) -> Tensor:
+        return self.rule.vjp(self.saved, c, False, (True,))[0]
+
+    def push(self, t: Tensor) -> Tensor:
+        return self.rule.jvp(self.saved, (t,), False)
+
+    def saved_by_rules(self, key: None) -> list[tuple]:
+        return [self.saved]
+
+
+class Activation(Piece):
+    """An activation behind anything but a BatchNorm."""
+
+    keyed = True
+
+    def __init__(self, rule: str, constants: tuple):
+        self.kind, self.slope, self.constants = number_and_slope(rule, constants) + (constants,)
+        self.by_value = self.kind not in KEEP_INPUT
+
+    def value(self, x: Tensor):
+        y = activated(x, self.kind, self.slope)
+        return y, y if self.by_value else x
+
+    plain = value
+
+    def pull(self, c: Tensor, key: Tensor) -> Tensor:
+        return scaled(c, key, self.kind, self.slope)
+
+    plain_pull = pull
+
+    def saved_by_rules(self, key: Tensor) -> list[tuple]:
+        end = (True,) if self.kind == SWEEP_ACTIVATIONS.index("leaky_relu") else ()  # the key is the value
+        return [(key, *self.constants, *end)]
+
+    def push(self, t: Tensor, c: Tensor, key: Tensor):
+        to_key = t * c * drift(key, self.kind) if self.kind in CURVED else None
+        return self.pull(t, key), to_key, self.pull(c, key), ()
+
+    def gradient(self, g: Tensor | None, more: Tensor | None, key: Tensor, value: bool):
+        if self.by_value:
+            total = more if g is None else g if more is None else g + more
+            return self.pull(total, key), key, ()
+        pulled = None if g is None else self.pull(g, key)
+        total = more if pulled is None else pulled if more is None else pulled.add_(more)
+        return total, activated(key, self.kind, self.slope) if value else None, ()
+
+
+class Norm(Piece):
+    """BatchNorm with batch statistics, and the activation behind it, if any. The key is the input."""
+
+    keyed = True
+
+    def __init__(self, eps: float, behind: str, constants: tuple):
+        self.eps, self.behind, self.constants = eps, behind, constants
+        self.kind, self.slope = number_and_slope(behind, constants) if behind else (IDENTITY, 0.0)
+        self.steps = 2 if behind else 1
+        self.mean = self.rstd = self.variance = None
+
+    def value(self, x: Tensor, weight: Tensor | None, bias: Tensor | None):
+        if not (has_maps(x) and x.shape[0]):
+            raise Unfit
+        y, self.mean, self.rstd, self.variance = opset.batch_norm_value.default(
+            x, weight, bias, self.eps, self.kind, self.slope
+        )
+        return y, x
+
+    def plain(self, x: Tensor, weight: Tensor | None, bias: Tensor | None):
+        return plain_value(x, weight, bias, self.eps, self.kind, self.slope), x
+
+    def plain_pull(self, c: Tensor, key: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return plain_pull(c, key, weight, bias, self.rstd, self.kind, self.slope)
+
+    def pull(self, c: Tensor, key: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return self._pull(c, None, key, False, weight, bias)[0]
+
+    def push(self, t: Tensor, c: Tensor, key: Tensor, weight: Tensor | None, bias: Tensor | None):
+        to_c, to_key, again, *to_parameters = opset.batch_norm_pull_backward.default(
+            t, c, key, weight, bias, self.mean, self.rstd, self.kind, self.slope
+        )
+        return to_c, to_key, again, to_parameters
+
+    def gradient(self, g: Tensor | None, more: Tensor | None, key: Tensor, value: bool, weight, bias):
+        if g is None:
+            return more, None, (None, None)
+        to_key, y, *to_parameters = self._pull(g, more, key, value, weight, bias)
+        return to_key, y, to_parameters
+
+    def _pull(self, c, more, key, value, weight, bias):
+        return opset.batch_norm_pull.default(
+            c, more, key, weight, bias, self.mean, self.rstd, self.kind, self.slope, value
+        )
+
+    def saved_by_rules(self, key: Tensor, weight: Tensor | None, bias: Tensor | None) -> list[tuple]:
+        found = [(key, weight, self.mean, self.rstd, self.eps)]
+        if self.behind:
+            found.append(RULES[self.behind].forward(normalised(key, weight, bias, self.eps), *self.constants)[1])
+        return found
+
+    def update(self, running_mean: Tensor | None, running_var: Tensor | None, momentum: float) -> None:
+        """Running statistics, as torch keeps them: the variance unbiased."""
+        count = math.prod(self.shape) // self.shape[1]
+        for running, found in ((running_mean, self.mean), (running_var, self.variance * (count / (count - 1)))):
+            if running is not None:
+                running.mul_(1 - momentum).add_(found, alpha=momentum)

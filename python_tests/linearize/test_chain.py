@@ -1,0 +1,591 @@
+"""Chains with BatchNorm that are swept as one, held against their steps run one by one."""
+
+import copy
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from linearize_oracle import PRIMITIVE, all_close, check, close, gradients, rms, scalar_of
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from fisherkernels import fisher_ae_loss, linearize, ops, reference
+from fisherkernels.linearize import chain
+from fisherkernels.linearize.plan import plan_of
+
+swept_run = pytest.mark.skipif(not ops.backends()["cpu"].active, reason="chains need the native cpu library")
+
+
+class Functional(nn.Module):
+    """Functional forms, keywords, no bias; a parameter is read between the layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(4, 2, 3)), nn.Parameter(torch.randn(4, 2, 2))
+        self.weight, self.bias = nn.Parameter(torch.rand(4)), nn.Parameter(torch.randn(4))
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("var", torch.ones(4))
+
+    def forward(self, x):
+        h = F.conv1d(x, weight=self.first, padding=1)
+        h = F.batch_norm(h, self.mean, self.var, self.weight, self.bias, training=True, momentum=0.3)
+        h = F.leaky_relu(h, negative_slope=0.3)
+        return torch.tanh(F.conv_transpose1d(h, self.second, stride=2))
+
+
+class Tied(nn.Module):
+    """One convolution and one BatchNorm, twice each."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.norm(self.conv(F.silu(self.norm(self.conv(x)))))
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 1))
+
+    def forward(self, x):
+        return F.relu(x + self.inner(x))
+
+
+def encoder():
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, 2, 2), nn.LeakyReLU(0.2), nn.Conv2d(4, 5, 3, 2, 1, bias=False), nn.BatchNorm2d(5),
+        nn.LeakyReLU(0.2), nn.Conv2d(5, 3, 2), nn.Flatten(),
+    )  # fmt: skip
+
+
+def decoder():
+    return nn.Sequential(
+        nn.Linear(3, 16), nn.Unflatten(1, (4, 2, 2)), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.ConvTranspose2d(4, 4, 3, 2, 1, 1, groups=2), nn.BatchNorm2d(4, affine=False), nn.GELU(),
+        nn.ConvTranspose2d(4, 2, 2, dilation=2), nn.Sigmoid(),
+    )  # fmt: skip
+
+
+def moved():
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.MaxPool2d(2), nn.BatchNorm2d(4), nn.ELU(), nn.Dropout(0.3), nn.Upsample(scale_factor=2),
+        nn.Conv2d(4, 4, 3, groups=2, dilation=2), nn.SiLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(4, 2),
+    )  # fmt: skip
+
+
+def smooth(*extra):
+    return nn.Sequential(
+        nn.Conv1d(2, 3, 2), nn.BatchNorm1d(3), nn.Softplus(), nn.Conv1d(3, 4, 2), nn.BatchNorm1d(4), nn.Tanh(), *extra
+    )
+
+
+def norms_alone():
+    """BatchNorm twice, an activation behind another one, BatchNorm at the end."""
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 2), nn.BatchNorm2d(3), nn.BatchNorm2d(3, eps=0.1), nn.Tanh(), nn.Sigmoid(), nn.Softplus(),
+        nn.Conv2d(3, 2, 2), nn.BatchNorm2d(2, track_running_stats=False),
+    )  # fmt: skip
+
+
+NETWORKS = {  # and the input's shape behind N
+    "encoder": (encoder, (2, 6, 6)),
+    "decoder": (decoder, (3,)),
+    "moved": (moved, (2, 8, 8)),
+    "smooth": (smooth, (2, 7)),
+    "an activation with other constants": (lambda: smooth(nn.Conv1d(4, 2, 2), nn.Softplus(2.0)), (2, 7)),
+    "norms alone": (norms_alone, (1, 4, 5)),
+    "three dimensions": (
+        lambda: nn.Sequential(nn.Conv3d(1, 2, 2), nn.BatchNorm3d(2), nn.SiLU(), nn.ConvTranspose3d(2, 1, 2)),
+        (1, 3, 2, 3),
+    ),
+    "functional": (Functional, (2, 5)),
+    "tied": (Tied, (3, 4, 4)),
+    "residual": (lambda: nn.Sequential(Residual(), Residual()), (3, 4, 4)),
+    "cumulative average": (
+        lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.BatchNorm1d(3, momentum=None), nn.ReLU()),
+        (2, 5),
+    ),
+}
+every_network = pytest.mark.parametrize("name", NETWORKS)
+
+
+@pytest.fixture
+def step_by_step(monkeypatch):
+    """start(): from here on no chain is swept."""
+    return lambda: monkeypatch.setattr(chain.SweptChain, "run", lambda self, x: False)
+
+
+def make(name, dtype=torch.float64, samples=4):
+    build, shape = NETWORKS[name]
+    return build().to(dtype), torch.randn(samples, *shape, dtype=dtype).requires_grad_()
+
+
+def linearized(net, x):
+    """Always with the same dropout."""
+    torch.manual_seed(7)
+    return linearize(net, x)
+
+
+def swept(lin):
+    return len(lin._folded.folded)
+
+
+@pytest.mark.parametrize(
+    "make, kinds",
+    [
+        (encoder, ["conv2d leaky_relu conv2d batch_norm leaky_relu conv2d"]),
+        (
+            decoder,
+            [
+                "linear unflatten batch_norm relu conv_transpose2d batch_norm gelu conv_transpose2d sigmoid",
+            ],
+        ),
+        (
+            moved,
+            [
+                "conv2d max_pool2d batch_norm elu dropout interpolate conv2d silu avg_pool2d flatten linear",
+            ],
+        ),
+        (lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.Conv1d(3, 3, 2), nn.BatchNorm1d(3)), ["conv1d batch_norm"]),
+        (lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Conv1d(3, 3, 2)), []),
+        (lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 3)), []),
+        (lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.ReLU(), nn.Conv1d(3, 3, 2)), []),
+        (lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.BatchNorm1d(3), nn.GroupNorm(1, 3)), ["conv1d batch_norm"]),
+        (
+            lambda: nn.Sequential(
+                nn.Conv1d(2, 3, 2), nn.BatchNorm1d(3), nn.Flatten(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2)
+            ),
+            ["conv1d batch_norm"],
+        ),
+        (Functional, ["conv1d batch_norm leaky_relu conv_transpose1d tanh"]),
+        (Residual, ["conv2d batch_norm relu conv2d"]),
+    ],
+)
+def test_chains(make, kinds):
+    plan = plan_of(make())
+    assert [" ".join(plan.steps[i].rule for i in stretch.steps) for stretch in plan.chains] == kinds
+
+
+@swept_run
+@every_network
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_swept_in_eager_mode(name, dtype):
+    net, x = make(name, dtype)
+    expected = 0 if "other constants" in name else len(plan_of(net).chains)
+    assert swept(linearize(net, x)) == expected
+    assert swept(linearize(net, x.detach())) == expected
+    assert swept(linearize(net.requires_grad_(False), x)) == expected
+    assert swept(linearize(net, x.detach())) == 0  # nothing to record
+
+
+@every_network
+def test_against_double_backward(name):
+    build, shape = NETWORKS[name]
+    check(build(), (4, *shape), tolerance=1e-11)
+
+
+def products_of(lin, cotangent, stack, tangent):
+    yield "value", [lin.value]
+    yield "vjp", [lin.vjp(cotangent)]
+    yield "value and vjp", [lin.value, lin.vjp(cotangent), lin.vjp(cotangent.sin())]
+    yield "vjp at the value", [lin.vjp(lin.value.tanh())]
+    yield "vjp of a stack", [lin.vjp(stack)]
+    yield "vjp after a stack", [lin.vjp(cotangent)]
+    yield "jvp", [lin.jvp(tangent)]
+
+
+@every_network
+def test_same_as_step_by_step(name, step_by_step):
+    net, x = make(name)
+    chained = linearized(net, x)
+    given = torch.randn_like(chained.value), torch.randn(3, *chained.value.shape).to(x), torch.randn_like(x)
+    results = {what: (parts, gradients(scalar_of(parts), net, x)) for what, parts in products_of(chained, *given)}
+    step_by_step()
+    lin = linearized(net, x)
+    assert swept(lin) == 0
+    assert chained.rules == lin.rules and chained.work() == lin.work() and chained.coupled == lin.coupled
+    assert chained._record.shapes == lin._record.shapes
+    for what, parts in products_of(lin, *given):
+        for result, part in zip(results[what][0], parts, strict=True):
+            close(result, part, 1e-12, what)
+        all_close(results[what][1], gradients(scalar_of(parts), net, x), 1e-10, what)
+
+
+def layer_of(draw, channels, dims):
+    """A weight with random geometry, and what may be behind it."""
+    out = draw(st.sampled_from([2, 4]))
+    options = dict(
+        stride=draw(st.sampled_from([1, 2])),
+        padding=draw(st.sampled_from([0, 1])),
+        dilation=draw(st.sampled_from([1, 2])),
+        groups=draw(st.sampled_from([1, 2])),
+        bias=draw(st.booleans()),
+    )
+    kind = draw(st.sampled_from(["Conv", "ConvTranspose"]))
+    if kind == "ConvTranspose" and options["stride"] == 2:
+        options["output_padding"] = draw(st.sampled_from([0, 1]))
+    conv = getattr(nn, f"{kind}{dims}d")(channels, out, draw(st.sampled_from([1, 2, 3])), **options)
+    norm = getattr(nn, f"BatchNorm{dims}d")(out, eps=1e-2, affine=draw(st.booleans()))
+    behind = [nn.ReLU(), nn.LeakyReLU(0.2), nn.Tanh(), nn.SiLU(), nn.Softplus(), nn.GELU(), nn.ELU(), nn.Sigmoid()]
+    activation = draw(st.sampled_from(behind))
+    layers = draw(st.sampled_from([[norm, activation], [norm], [activation], [activation, norm]]))
+    return [conv, *layers], out
+
+
+@given(data=st.data(), dims=st.sampled_from([1, 2]), samples=st.sampled_from([2, 5]))
+def test_random_chains(data, dims, samples):
+    """Convolutions of any geometry, BatchNorm and activations in any order."""
+    channels, layers = 2, []
+    for _ in range(data.draw(st.sampled_from([1, 2, 3]))):
+        more, channels = layer_of(data.draw, channels, dims)
+        layers += more
+    net = nn.Sequential(*layers).double()
+    x = torch.randn(samples, 2, *[11] * dims, dtype=torch.float64).requires_grad_()
+    twin, smallest = copy.deepcopy(net), []
+    for module in twin:
+        if isinstance(module, (nn.ReLU, nn.LeakyReLU)):
+            module.register_forward_pre_hook(lambda _, given: smallest.append(given[0].abs().min()))
+    try:
+        value = twin(x)
+    except (RuntimeError, ValueError):  # nothing is left of the maps
+        assume(False)
+    # Else rounding decides on which side of a kink it is, or is all that BatchNorm of a constant map gives.
+    assume(all(s > 1e-9 for s in smallest) and value.std() > 1e-3)
+    lin = linearize(net, x)
+    close(lin.value, value, 1e-12, "value")
+    expected = [value, torch.autograd.grad(value, x, value.sin(), create_graph=True)[0]]
+    parts = [lin.value, lin.vjp(lin.value.sin())]
+    close(parts[1], expected[1], 1e-10, "product")
+    all_close(gradients(scalar_of(parts), net, x), gradients(scalar_of(expected), twin, x), 1e-9, "both")
+    for result, buffer in zip(net.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(result, buffer)
+
+
+@every_network
+def test_kernels_and_twins(name):
+    net, x = make(name, torch.float32, 9)
+
+    def run():
+        lin = linearized(net, x)
+        parts = [lin.value, lin.vjp(lin.value.sin())]
+        return parts, gradients(scalar_of(parts), net, x)
+
+    parts, grads = run()
+    with ops.use_twins():
+        expected_parts, expected_grads = run()
+    for result, expected in zip(parts, expected_parts, strict=True):
+        close(result, expected, 2e-5, "value or vjp")
+    all_close(grads, expected_grads, 1e-3, "both")
+
+
+# torch's double backward of a convolution refuses the rows that a stride left over, as "encoder" has them.
+@pytest.mark.parametrize("name", ["smooth", "norms alone", "three dimensions", "tied", "residual"])
+def test_second_derivatives(name, step_by_step):
+    net, x = make(name)
+
+    def twice(parts):
+        grads = torch.autograd.grad(scalar_of(parts), [*net.parameters(), x], create_graph=True)
+        return gradients(scalar_of(grads), net, x)
+
+    def swept():
+        lin = linearized(net, x)
+        return [lin.value, lin.vjp(lin.value.sin())]
+
+    with mock.patch.multiple(F, **PRIMITIVE):
+        value = net(x)
+        expected = twice([value, torch.autograd.grad(value, x, value.sin(), create_graph=True)[0]])
+    all_close(twice(swept()), expected, 1e-9, "chain")
+    step_by_step()
+    all_close(twice(swept()), expected, 1e-9, "rules")
+
+
+def batched_gradients(lin, wanted):
+    outputs = lin.vjp(lin.value.sin()), lin.value
+    many = [torch.stack([output.detach().cos(), output.detach()]) for output in outputs]
+    return torch.autograd.grad(outputs, wanted, many, is_grads_batched=True)
+
+
+def gradients_with_tangents(lin, wanted):
+    product = lin.vjp(lin.value.sin())
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(product.detach().cos(), product.detach())
+        found = torch.autograd.grad(product, wanted, dual)
+        return [torch.autograd.forward_ad.unpack_dual(grad).tangent for grad in found]
+
+
+def gradients_without_nan(lin, wanted):
+    with torch.autograd.detect_anomaly():
+        return torch.autograd.grad(lin.vjp(lin.value.sin()).square().sum(), wanted)
+
+
+@swept_run
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("way", [batched_gradients, gradients_with_tangents, gradients_without_nan])
+def test_other_ways_to_a_gradient(way, step_by_step):
+    net, x = make("smooth")
+    wanted = [x, *net.parameters()]
+    lin = linearized(net, x)
+    assert swept(lin) == 1
+    results = way(lin, wanted)
+    step_by_step()
+    all_close(results, way(linearized(net, x), wanted), 1e-10, "gradient")
+
+
+class TestBackward:
+    """Of part of the inputs, more than once, through several products."""
+
+    @pytest.fixture(params=["encoder", "decoder"])
+    def case(self, request):
+        net, x = make(request.param)
+        cotangent = torch.randn_like(linearized(net, x).value).requires_grad_()
+        return net, x, cotangent, [x, *net.parameters(), cotangent]
+
+    @staticmethod
+    def losses(net, x, cotangent):
+        lin = linearized(net, x)
+        return [scalar_of([lin.value]), scalar_of([lin.vjp(cotangent)]), scalar_of([lin.vjp(lin.value.sin())])]
+
+    @pytest.fixture
+    def truth(self, case, monkeypatch):
+        net, x, cotangent, leaves = case
+        with monkeypatch.context() as context:
+            context.setattr(chain.SweptChain, "run", lambda self, x: False)
+            return torch.autograd.grad(sum(self.losses(net, x, cotangent)), leaves)
+
+    def test_of_some_inputs(self, case, truth):
+        net, x, cotangent, leaves = case
+        loss = sum(self.losses(net, x, cotangent))
+        for chosen in (*([i] for i in range(len(leaves))), [0, 2], [1, len(leaves) - 1], [1, 3, 4]):
+            found = torch.autograd.grad(loss, [leaves[i] for i in chosen], retain_graph=True)
+            loss.backward(inputs=[leaves[i] for i in chosen], retain_graph=True)
+            for i, grad in zip(chosen, found, strict=True):  # one that vanishes is held against the others' size
+                close(grad, truth[i], 1e-10, f"gradient {i}", 1e-3 * max(map(rms, truth)))
+            for i, leaf in enumerate(leaves):
+                assert (leaf.grad is not None) == (i in chosen)
+                leaf.grad = None
+
+    def test_twice_adds_up(self, case, truth):
+        net, x, cotangent, leaves = case
+        loss = sum(self.losses(net, x, cotangent))
+        loss.backward(retain_graph=True)
+        again = torch.autograd.grad(loss, leaves, retain_graph=True)
+        loss.backward()
+        all_close(again, truth, 1e-10, "the second pass")
+        all_close([leaf.grad / 2 for leaf in leaves], truth, 1e-10, "both")
+        with pytest.raises(RuntimeError, match="second time"):
+            loss.backward()
+
+    def test_losses_of_one_sweep_add_up(self, case, truth):
+        net, x, cotangent, leaves = case
+        for loss in self.losses(net, x, cotangent):
+            loss.backward(retain_graph=True)
+        all_close([leaf.grad for leaf in leaves], truth, 1e-10, "all")
+
+    def test_a_weight_changed_before_backward(self, case):
+        net, x, cotangent, _ = case
+        for loss in range(3):
+            chosen = self.losses(net, x, cotangent)[loss]
+            with torch.no_grad():
+                net[0].weight.add_(1)
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                chosen.backward()
+
+    def test_a_product_alone(self, case):
+        """The last bias, which no product depends on, gets no gradient, and a hook on the value is not called."""
+        net, x, cotangent, _ = case
+        lin = linearized(net, x)
+        lin.value.register_hook(pytest.fail)
+        lin.vjp(torch.ones_like(lin.value)).sum().backward()
+        last = [module for module in net if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))][-1]
+        assert last.weight.grad is not None
+        assert last.bias.grad is None or isinstance(net[-1], nn.Sigmoid)
+
+
+class _Stopped(torch.autograd.Function):
+    """Identity that gives no gradient, not even zeros."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return None
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_no_gradient_arrives(create_graph):
+    net, x = make("encoder")
+    lin = linearize(net, x)
+    loss = sum(_Stopped.apply(t).sum() for t in (lin.value, lin.vjp(lin.value.sin())))
+    for grad in torch.autograd.grad(loss, [x, *net.parameters()], allow_unused=True, create_graph=create_graph):
+        assert grad is None or not grad.any()
+
+
+@pytest.mark.parametrize("weights", ["leaves", "made inside"])
+def test_activation_checkpointing(weights):
+    net, x = make("decoder")
+
+    def part(x):
+        names = dict(net.named_parameters()) if weights == "made inside" else {}
+        lin = linearize(net, x, parameters={name: p.sin() for name, p in names.items()})
+        return scalar_of([lin.value, lin.vjp(lin.value.sin())])
+
+    result = gradients(checkpoint(part, x, use_reentrant=False), net, x)
+    all_close(result, gradients(part(x), net, x), 1e-13, "both")
+
+
+def test_what_was_used_is_given_up():
+    """A product's cotangents are freed on the way through its backward, unless the graph is kept."""
+    net, x = make("encoder")
+    lin = linearize(net, x)
+    product = lin.vjp(lin.value)
+    node = product.grad_fn
+    product.sum().backward(retain_graph=True)
+    assert len(node.saved_tensors) > 0
+    product.sum().backward()
+    with pytest.raises(RuntimeError, match="freed"):
+        node.saved_tensors  # noqa: B018
+
+
+def under(context):
+    def run(net, x):
+        with context():
+            return linearize(net, x)
+
+    return run
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "run",
+    [
+        pytest.param(under(lambda: torch.autocast("cpu", torch.bfloat16)), id="autocast"),
+        pytest.param(under(torch.no_grad), id="no_grad"),
+        pytest.param(lambda net, x: linearize(net.bfloat16(), x.bfloat16()), id="bfloat16"),
+        pytest.param(lambda net, x: linearize(net.eval(), x), id="eval"),
+        pytest.param(lambda net, x: linearize(net, x, batch_statistics="frozen"), id="frozen"),
+        pytest.param(lambda net, x: linearize(net, x.to(memory_format=torch.channels_last)), id="channels last"),
+        pytest.param(
+            lambda net, x: linearize(net.to(memory_format=torch.channels_last), x), id="weights in channels last"
+        ),
+    ],
+)
+def test_step_by_step_otherwise(run):
+    net, x = encoder(), torch.randn(4, 2, 6, 6, requires_grad=True)
+    lin = run(net, x)
+    assert swept(lin) == 0 and lin.value.shape[0] == 4
+
+
+def test_a_batch_without_spread_is_left_to_the_rule():
+    net = nn.Sequential(nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.ReLU())
+    for samples in (1, 3):
+        x = torch.randn(samples, 1, 2, 2, requires_grad=True)
+        if samples == 1:
+            with pytest.raises(ValueError, match="more than one value per channel"):
+                linearize(net, x)
+            continue
+        before = net[1].num_batches_tracked.item()
+        lin = linearize(net, x)
+        assert swept(lin) == 0 and lin.value.shape == (samples, 2, 1, 1)
+        assert net[1].num_batches_tracked.item() == before + 1  # counted once, whichever way
+
+
+def test_a_padding_mode_is_left_to_the_rule():
+    net = nn.Sequential(nn.Conv1d(2, 3, 3, padding="same"), nn.BatchNorm1d(3), nn.ReLU())
+    assert swept(check(net, (4, 2, 5))) == 0
+
+
+def test_given_parameters(step_by_step):
+    net, x = make("encoder")
+    scale = torch.tensor(1.3, dtype=x.dtype, requires_grad=True)
+    given = {name: p * scale for name, p in net.named_parameters() if "weight" in name}
+    results = []
+    for _ in range(2):
+        lin = linearize(net, x, parameters=given)
+        loss = scalar_of([lin.value, lin.vjp(lin.value.sin())])
+        results.append(torch.autograd.grad(loss, [scale, net[0].bias, net[2].weight], retain_graph=True))
+        step_by_step()
+    all_close(*results, 1e-11, "both")
+
+
+@every_network
+def test_compiled(name):
+    if name == "moved":
+        pytest.skip("graphs draw their own dropout")
+    net, x = make(name)
+
+    def loss(net, x):
+        lin = linearize(net, x)
+        return scalar_of([lin.value, lin.vjp(lin.value.sin())])
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    twin = copy.deepcopy(net)
+    all_close(gradients(compiled(net, x), net, x), gradients(loss(twin, x), twin, x), 1e-10, "both")
+    for result, buffer in zip(net.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(result, buffer)
+
+
+@swept_run
+def test_norms_in_graphs():
+    net, x = make("encoder")
+    found = []
+
+    def backend(graph, inputs):
+        found.extend(node for node in graph.graph.nodes if "batch_norm_" in str(node.target))
+        return graph
+
+    def products(x):
+        lin = linearize(net, x)
+        return lin.value, lin.vjp(lin.value.sin()), lin.jvp(x)
+
+    value, product, tangent = torch.compile(products, fullgraph=True, backend=backend)(x)
+    exported = torch.compile(lambda x: x + torch.compiler.is_exporting(), backend="eager")(torch.zeros(()))
+    assert len(found) == 2 * (1 - exported)  # torch 2.10 says so of every graph
+    lin = linearize(net, x)
+    for result, expected in zip((value, product, tangent), products(x), strict=True):
+        close(result, expected, 1e-12, "value or product")
+    assert lin.value.shape == value.shape
+
+
+def test_one_graph_for_all_batch_sizes():
+    net, graphs = smooth().double(), []
+
+    def loss(x):
+        lin = linearize(net, x)
+        return lin.value.sin().sum() + lin.vjp(lin.value.cos()).square().sum()
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(loss, fullgraph=True, backend=backend)
+    for samples in (3, 5, 8):
+        x = torch.randn(samples, 2, 7, dtype=torch.float64, requires_grad=True)
+        torch._dynamo.mark_dynamic(x, 0)
+        torch.testing.assert_close(torch.autograd.grad(compiled(x), x), torch.autograd.grad(loss(x), x))
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("trained", ["both", "encoder", "decoder"])
+def test_fisher_auto_encoder(trained):
+    first = nn.Sequential(nn.Conv2d(1, 3, 2), nn.BatchNorm2d(3), nn.LeakyReLU(0.2), nn.Conv2d(3, 4, 2), nn.Flatten())
+    last = nn.Sequential(
+        nn.Unflatten(1, (2, 1, 1)), nn.ConvTranspose2d(2, 3, 2), nn.BatchNorm2d(3), nn.ReLU(),
+        nn.ConvTranspose2d(3, 1, 2), nn.Sigmoid(),
+    )  # fmt: skip
+    nets = nn.ModuleList([first, last]).double()
+    for name, net in (("encoder", first), ("decoder", last)):
+        net.requires_grad_(trained in ("both", name))
+    x, noise = torch.rand(5, 1, 3, 3, dtype=torch.float64), torch.randn(2, 5, 2, dtype=torch.float64)
+    wanted = [p for p in nets.parameters() if p.requires_grad]
+    found = []
+    for loss in (fisher_ae_loss, reference.fisher_ae_loss):
+        output = loss(first, last, x, num_samples=2, noise=noise)
+        found.append((output.loss, *torch.autograd.grad(output.loss, wanted)))
+    all_close(*found, 1e-10, "the loss")

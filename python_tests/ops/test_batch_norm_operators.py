@@ -1,0 +1,214 @@
+"""BatchNorm with batch statistics and the activation behind it: value, product and the backward passes of both."""
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from fisherkernels import ops
+from fisherkernels.ops._batch_norm_plain import IDENTITY
+from fisherkernels.ops._mlp_plain import SWEEP_ACTIVATIONS
+
+SLOPE, EPS = 0.2, 1e-3
+FUNCTIONS = {
+    "none": lambda x: x,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "relu": torch.relu,
+    "leaky_relu": lambda x: F.leaky_relu(x, SLOPE),
+    "silu": lambda x: x * torch.sigmoid(x),
+    "elu": F.elu,
+    "softplus": F.softplus,
+    "gelu": F.gelu,
+}
+every_kind = pytest.mark.parametrize("kind", FUNCTIONS)
+opset = torch.ops.fisherkernels
+
+
+def constants(kind):
+    return IDENTITY if kind == "none" else SWEEP_ACTIVATIONS.index(kind), SLOPE
+
+
+def normalised(x, weight, bias):
+    over = [d for d in range(x.dim()) if d != 1]
+    variance, mean = torch.var_mean(x, over, correction=0, keepdim=True)
+    y = (x - mean) / torch.sqrt(variance + EPS)
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    y = y if weight is None else y * weight.view(shape)
+    return y if bias is None else y + bias.view(shape)
+
+
+def oracle(kind, x, weight, bias, cotangent):
+    """The value and J^T c, by double backward."""
+    x = x if x.requires_grad else x.detach().requires_grad_()
+    value = FUNCTIONS[kind](normalised(x, weight, bias))
+    return value, torch.autograd.grad(value, x, cotangent, create_graph=True)[0]
+
+
+def called(kind, x, weight, bias, cotangent):
+    value, mean, rstd, _ = opset.batch_norm_value(x, weight, bias, EPS, *constants(kind))
+    product = opset.batch_norm_pull(cotangent, None, x, weight, bias, mean, rstd, *constants(kind), False)[0]
+    return value, product
+
+
+def make_arguments(random_tensor, shape, weight=True, bias=True, dtype=torch.float64, device="cpu", layout=None):
+    def make(*shape):
+        return random_tensor(shape, dtype, device, layout)
+
+    x = make(*shape) * 2 + 1
+    return [x, make(shape[1]) if weight else None, make(shape[1]) if bias else None, make(*shape)]
+
+
+def leaves_of(args):
+    return [t for t in args if t is not None]
+
+
+def with_leaves(args):
+    return [t if t is None else t.detach().requires_grad_() for t in args]
+
+
+@given(
+    samples=st.sampled_from([2, 3, 7, 33]),
+    channels=st.sampled_from([1, 2, 5, 17]),
+    size=st.sampled_from([(), (1,), (2,), (3, 3), (5, 7), (16, 16), (17, 19), (2, 3, 5), (4097,)]),
+    kind=st.sampled_from(list(FUNCTIONS)),
+    weight=st.booleans(),
+    bias=st.booleans(),
+    used=st.sampled_from([(0,), (1,), (0, 1)]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    layout=st.sampled_from(["contiguous", "strided"]),
+)
+def test_values_and_gradients(
+    device, random_tensor, check_against, samples, channels, size, kind, weight, bias, used, dtype, layout
+):
+    """Runs of a channel that are gathered and others, with and without what does not fill a vector."""
+    args = make_arguments(random_tensor, (samples, channels, *size), weight, bias, dtype, device, layout)
+    if dtype is torch.float32 and "relu" in kind:
+        assume(normalised(*args[:3]).abs().min() > 1e-4)  # else the two may be on different sides of the kink
+    assume(samples > 2 or size not in ((), (1,)))  # ±1 but for eps: nothing but rounding is left in the product
+    differentiable = [i for i, t in enumerate(args) if t is not None and (i < 3 or used != (0,))]
+    if used == (1,) and bias and kind in ("none", "relu", "leaky_relu"):
+        differentiable.remove(2)
+
+    def part(function):
+        return lambda *a: tuple(function(kind, *a)[i] for i in used)
+
+    check_against(part(called), part(oracle), args, differentiable)
+
+
+@every_kind
+@pytest.mark.parametrize("shape", [(3, 2, 4), (2, 2, 300)])
+@pytest.mark.parametrize("weight, bias", [(True, True), (False, True), (True, False)])
+def test_gradcheck(device, random_tensor, kind, shape, weight, bias):
+    if shape[2] > 4:
+        args = with_leaves(make_arguments(random_tensor, shape, weight, bias, device=device))
+        for a, b in zip(backward(called, kind, args), backward(oracle, kind, args), strict=True):
+            torch.testing.assert_close(a, b)
+        return
+    args = with_leaves(make_arguments(random_tensor, shape, weight, bias, device=device))
+
+    def run(*tensors):
+        given = iter(tensors)
+        return called(kind, *(None if t is None else next(given) for t in args))
+
+    assert torch.autograd.gradcheck(run, leaves_of(args))
+    assert torch.autograd.gradgradcheck(run, leaves_of(args))
+
+
+def backward(function, kind, args):
+    value, product = function(kind, *args)
+    grads = torch.autograd.grad(value.sin().sum() + product.cos().sum(), leaves_of(args), allow_unused=True)
+    return [value, product, *grads]
+
+
+def raw_calls(args, kind):
+    x, weight, bias, cotangent = args
+    net = x, weight, bias
+    yield "batch_norm_value", (*net, EPS, *constants(kind))
+    _, mean, rstd, _ = opset.batch_norm_value(*net, EPS, *constants(kind))
+    rest = mean, rstd, *constants(kind)
+    yield "batch_norm_pull", (cotangent, None, *net, *rest, False)
+    yield "batch_norm_pull", (cotangent, x, *net, *rest, True)
+    yield "batch_norm_pull_backward", (cotangent.sin(), cotangent, *net, *rest)
+
+
+@every_kind
+@pytest.mark.parametrize("shape", [(5, 3, 3, 3), (2, 3, 17, 31)])
+def test_kernels_agree_with_twins(random_tensor, kind, shape):
+    if not ops.backends()["cpu"].active:
+        pytest.skip("no native cpu library")
+    for weight, bias in ((True, True), (False, False)):
+        for name, args in raw_calls(make_arguments(random_tensor, shape, weight, bias), kind):
+            results = getattr(opset, name)(*args)
+            with ops.use_twins():
+                torch.testing.assert_close(results, getattr(opset, name)(*args))
+
+
+@pytest.mark.parametrize("kind", ["none", "leaky_relu", "gelu"])
+def test_opcheck(device, random_tensor, kind):
+    for name, args in raw_calls(make_arguments(random_tensor, (3, 2, 4), device=device), kind):
+        torch.library.opcheck(getattr(opset, name).default, args)
+        leaves = [t.detach().requires_grad_() if isinstance(t, torch.Tensor) else t for t in args]
+        if name == "batch_norm_value" or (name == "batch_norm_pull" and not args[-1]):
+            torch.library.opcheck(getattr(opset, name).default, leaves)
+
+
+def test_statistics(device):
+    """Of numbers far from zero, in float32; variance and mean are as torch's."""
+    x = (torch.randn(64, 5, 9, 9, dtype=torch.float64) + 1000).to(device, torch.float32)
+    value, mean, rstd, variance = opset.batch_norm_value(x, None, None, EPS, IDENTITY, 0.0)
+    expected, centre = torch.var_mean(x.double(), (0, 2, 3), correction=0)
+    torch.testing.assert_close(mean.double(), centre, rtol=1e-7, atol=0)
+    torch.testing.assert_close(variance.double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(rstd, torch.rsqrt(variance + EPS))
+    torch.testing.assert_close(value.double(), normalised(x.double(), None, None), rtol=1e-3, atol=1e-4)
+
+
+@every_kind
+def test_not_a_number(device, kind):
+    """One in a channel leaves the others as they are."""
+    x = torch.randn(4, 3, 5, 5, device=device)
+    x[2, 1, 0, 0] = torch.nan
+    value = opset.batch_norm_value(x, None, None, EPS, *constants(kind))[0]
+    assert value[:, 1].isnan().all() and value[:, [0, 2]].isfinite().all()
+
+
+def test_zero_variance(device):
+    args = [torch.ones(3, 2, 4, device=device), None, None, torch.randn(3, 2, 4, device=device)]
+    pairs = (backward(function, "tanh", with_leaves(args)) for function in (called, oracle))
+    for a, b in zip(*pairs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-4)
+
+
+def test_what_is_backward_alone_has_no_derivative(device, random_tensor):
+    for name, args in raw_calls(with_leaves(make_arguments(random_tensor, (3, 2, 4), device=device)), "tanh"):
+        if name == "batch_norm_pull_backward":
+            with pytest.raises(RuntimeError, match="linearize builds its graph"):
+                opset.batch_norm_pull_backward(*args)
+        elif name == "batch_norm_pull" and args[-1]:
+            with pytest.raises(RuntimeError, match="without `more` and `value`"):
+                opset.batch_norm_pull(*args)
+
+
+def test_third_derivatives(device, random_tensor):
+    args = with_leaves(make_arguments(random_tensor, (3, 2, 4), device=device))
+
+    def derivatives(outputs):
+        loss, found = sum(t.sin().sum() for t in outputs), []
+        for _ in range(3):
+            loss = sum(g.sin().sum() for g in torch.autograd.grad(loss, args, create_graph=True))
+            found.append(loss)
+        return found
+
+    torch.testing.assert_close(derivatives(called("silu", *args)), derivatives(oracle("silu", *args)))
+
+
+def test_gradients_in_stacks(device, random_tensor):
+    args = with_leaves(make_arguments(random_tensor, (3, 2, 4), device=device))
+    found = []
+    for run in (called, oracle):
+        outputs = run("silu", *args)
+        stacks = [torch.eye(t.numel()).to(t).view(-1, *t.shape)[:8] for t in outputs]
+        found.append(torch.autograd.grad(outputs, args, stacks, is_grads_batched=True))
+    torch.testing.assert_close(*found)
