@@ -5,6 +5,7 @@ from importlib import import_module
 SUITES = {
     "ops": (
         "ops.activation_tangents",
+        "ops.batch_norm",
         "ops.gaussian_information",
         "ops.gaussian_score",
         "ops.posterior_residual",
