@@ -83,7 +83,8 @@ FK_INLINE void look(V& unit, AtInput<V>& a, const Channel<T>& c, int64_t i) {
   if constexpr (kCurved) {
     at_input(a, x, c.kind);
   } else {
-    a = {x > V{} ? x : x * c.slope, x > V{} ? one : V{} + c.slope, V{}};
+    const V below = c.kind == Kind::kRelu ? (x < V{} ? V{} : x) : x * c.slope;  // NaN stays
+    a = {x > V{} ? x : below, x > V{} ? one : V{} + c.slope, V{}};
   }
 }
 
@@ -346,16 +347,16 @@ FK_INLINE void statistics_of(Channel<T>& c, double eps, std::array<T, 3>& to) {
   SquareSum<T, kBytes> squares{c};
   over<kBytes>(c, squares);
   const double rest = squares.sum.total / c.count;  // the mean of what the first mean's rounding left
-  const double variance = std::max(0.0, squares.square.total / c.count - rest * rest);
+  double variance = squares.square.total / c.count - rest * rest;
+  variance = variance < 0 ? 0 : variance;  // NaN stays
   c.mean = static_cast<T>(static_cast<double>(c.mean) + rest);
   c.rstd = static_cast<T>(1 / std::sqrt(variance + eps));
   to = {c.mean, c.rstd, static_cast<T>(variance)};
-  if (squares.square.total != squares.square.total) to[2] = static_cast<T>(squares.square.total);  // NaN
 }
 
 template <int kBytes, bool kCurved, typename T>
 FK_INLINE void tangent_of(Channel<T>& c, std::array<T, 3>& to) {
-  const double n = static_cast<double>(c.count);
+  const double n = static_cast<double>(std::max<int64_t>(1, c.count));
   TangentSums<T, kBytes, kCurved> sums{c};
   over<kBytes>(c, sums);
   const double a = sums.plain.total / n, k = sums.scaled.total / n;
@@ -388,7 +389,7 @@ FK_INLINE void channel_of(Channel<T>& c, double eps, std::array<T, 3>& to) {
   } else if constexpr (kPass == Pass::kProduct) {
     ProductSums<T, kBytes, kCurved> sums{c};
     over<kBytes>(c, sums);
-    const double n = static_cast<double>(c.count);
+    const double n = static_cast<double>(std::max<int64_t>(1, c.count));
     WriteProduct<T, kBytes, kCurved> write{c, c.weight * c.rstd, T(sums.plain.total / n),
                                            T(sums.scaled.total / n)};
     over<kBytes>(c, write);
@@ -437,7 +438,7 @@ FK_WIDTHS(product_channels, BatchNorm<double>)
 FK_WIDTHS(tangent_channels, BatchNorm<float>)
 FK_WIDTHS(tangent_channels, BatchNorm<double>)
 
-// What all four operators are given.
+// What all three operators are given.
 struct Given {
   Tensor u;
   std::optional<Tensor> weight, bias;
@@ -452,7 +453,25 @@ struct Given {
         kind(static_cast<Kind>(activation)),
         negative_slope(kind == Kind::kIdentity ? 1
                        : kind == Kind::kRelu   ? 0
-                                               : slope) {}
+                                               : slope) {
+    STD_TORCH_CHECK(u.dim() > 1, "BatchNorm's operators: expected x [N, C, ...]");
+    for (const auto& t : {this->weight, this->bias}) {
+      if (t.has_value()) check_per_channel(*t);
+    }
+  }
+
+  void check_per_channel(const Tensor& t) const {
+    STD_TORCH_CHECK(t.scalar_type() == u.scalar_type() && t.numel() == u.size(1) && t.is_contiguous(),
+                    "BatchNorm's operators: expected a number of x's dtype for each channel");
+  }
+
+  // A contiguous tensor that has x's shape and dtype.
+  Tensor like_x(const Tensor& t) const {
+    bool same = t.scalar_type() == u.scalar_type() && t.dim() == u.dim();
+    for (int64_t d = 0; same && d < u.dim(); ++d) same = t.size(d) == u.size(d);
+    STD_TORCH_CHECK(same, "BatchNorm's operators: expected a tensor of x's shape and dtype");
+    return as_contiguous(t);
+  }
 
   template <typename T>
   BatchNorm<T> at() const {
@@ -465,6 +484,16 @@ struct Given {
     b.u = pointer<T>(u);
     b.weight = pointer<T>(weight);
     b.bias = pointer<T>(bias);
+    return b;
+  }
+
+  template <typename T>
+  BatchNorm<T> at(const Tensor& mean, const Tensor& rstd) const {
+    check_per_channel(mean);
+    check_per_channel(rstd);
+    BatchNorm<T> b = at<T>();
+    b.mean = pointer<T>(mean);
+    b.rstd = pointer<T>(rstd);
     return b;
   }
 
@@ -506,17 +535,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_pull(
     const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, const Tensor& mean,
     const Tensor& rstd, int64_t activation, double slope, bool value) {
   const Given given(u, weight, bias, activation, slope);
-  const Tensor gradient = as_contiguous(gradient_in);
-  const std::optional<Tensor> more = as_contiguous(more_in);
+  const Tensor gradient = given.like_x(gradient_in);
+  const std::optional<Tensor> more =
+      more_in.has_value() ? std::optional<Tensor>(given.like_x(*more_in)) : std::nullopt;
   const Tensor to_u = given.like(), y = new_gradient(value, u, u.sizes()), to_weight = given.per_channel(),
                to_bias = given.per_channel();
   dispatch_full_precision(u, "batch_norm_pull", [&](auto element) {
     using T = decltype(element);
-    BatchNorm<T> b = given.at<T>();
+    BatchNorm<T> b = given.at<T>(mean, rstd);
     b.others = {pointer<T>(gradient), pointer<T>(more)};
     b.outputs = {output_pointer<T>(to_u), output_pointer<T>(y), nullptr};
-    b.mean = pointer<T>(mean);
-    b.rstd = pointer<T>(rstd);
     b.per_channel = {output_pointer<T>(to_weight), output_pointer<T>(to_bias), nullptr};
     for_channels(b, [](const auto& c, int64_t begin, int64_t end) { product_channels(c, begin, end); });
   });
@@ -530,16 +558,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_pull_backward(
     const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, const Tensor& mean,
     const Tensor& rstd, int64_t activation, double slope) {
   const Given given(u, weight, bias, activation, slope);
-  const Tensor tangent = as_contiguous(tangent_in), cotangent = as_contiguous(cotangent_in);
+  const Tensor tangent = given.like_x(tangent_in), cotangent = given.like_x(cotangent_in);
   const Tensor to_cotangent = given.like(), to_u = given.like(), again = given.like(),
                to_weight = given.per_channel(), to_bias = given.per_channel();
   dispatch_full_precision(u, "batch_norm_pull_backward", [&](auto element) {
     using T = decltype(element);
-    BatchNorm<T> b = given.at<T>();
+    BatchNorm<T> b = given.at<T>(mean, rstd);
     b.others = {pointer<T>(cotangent), pointer<T>(tangent)};
     b.outputs = {output_pointer<T>(to_cotangent), output_pointer<T>(to_u), output_pointer<T>(again)};
-    b.mean = pointer<T>(mean);
-    b.rstd = pointer<T>(rstd);
     b.per_channel = {output_pointer<T>(to_weight), output_pointer<T>(to_bias), nullptr};
     for_channels(b, [](const auto& c, int64_t begin, int64_t end) { tangent_channels(c, begin, end); });
   });

@@ -8,7 +8,6 @@ by one. Steps with other rules end a chain.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +18,7 @@ from fisherkernels.ops._mlp_plain import SWEEP_ACTIVATIONS
 from fisherkernels.transforms import for_graph, records
 
 from .chain_nodes import Chain, ChainSweep, sweep
-from .chain_pieces import Activation, Affine, Move, Norm, Unfit, has_maps
+from .chain_pieces import Activation, Affine, Move, Norm, Piece, Unfit, has_maps
 from .perceptron import constants_of, has_kernel
 from .plan import Step, Stretch, uses_of
 
@@ -29,10 +28,10 @@ _ARGUMENTS = {"linear": ("weight", "bias")}
 _ARGUMENTS |= {f"conv{d}d": _CONV for d in (1, 2, 3)} | {f"conv_transpose{d}d": _TRANSPOSE for d in (1, 2, 3)}
 _NORM = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _NORM_DEFAULTS = {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5}
-_MOVES = {"identity", "dropout", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose"}
-_MOVES |= {"movedim", "pixel_shuffle", "pixel_unshuffle", "interpolate", "avg_pool2d"}
-_MOVES |= {f"{kind}_pool{d}d" for kind in ("max", "adaptive_avg") for d in (1, 2, 3)}
-_RESHAPES = {"reshape", "unflatten", "unsqueeze"}
+_MOVES = {"identity", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "movedim"}
+_MOVES |= {"pixel_shuffle", "pixel_unshuffle", "interpolate", "avg_pool2d"}
+_MOVES |= {f"adaptive_avg_pool{d}d" for d in (1, 2, 3)}
+_RESHAPES = {"reshape", "flatten", "unflatten", "unsqueeze"}
 _INSIDE = {*_ARGUMENTS, "batch_norm", *SWEEP_ACTIVATIONS, *_MOVES}
 
 
@@ -61,7 +60,8 @@ def _may_follow(rule: str, before: list[str]) -> bool:
     behind = before[last + 1 :]
     if rule in _ARGUMENTS:
         return not all(earlier in _MOVES for earlier in behind)
-    return rule != "batch_norm" or before[last] != "linear" or any(earlier in _RESHAPES for earlier in behind)
+    shaped = [before[last], *(earlier for earlier in behind if earlier in _RESHAPES)]
+    return rule != "batch_norm" or shaped[-1] not in ("linear", "flatten")
 
 
 def _chain(steps: tuple[Step, ...], found: list[int]) -> Stretch:
@@ -72,58 +72,59 @@ def _chain(steps: tuple[Step, ...], found: list[int]) -> Stretch:
 
 
 class SweptChain:
-    """A chain that was swept, and what each of its steps' rules would have saved."""
+    """A chain that was swept, as far as it could be, and what each of its steps' rules would have saved."""
 
     def __init__(self, rules: tuple[str, ...], calls: list[tuple[tuple, dict]]):
         self.rules, self.calls = rules, calls
-        self.pieces: list[Any] = []
-        self.parameters: list[Tensor] = []
+        self.pieces: list[Piece] = []
         self.slots: list[tuple[int, ...]] = []
-        self.updates: list[Callable[[], None]] = []
+        self.parameters: list[Tensor] = []
         self.sweep: ChainSweep | None = None
 
-    def run(self, x: Tensor) -> bool:
-        """Whether it could be swept at x."""
+    def run(self, x: Tensor) -> int:
+        """How many of its steps were swept, from the first on."""
         if not _on_native_cpu(x):
-            return False
-        if not (self._build(x) and records(x, *self.parameters)):
-            return False
+            return 0
+        self._build()
+        worthwhile = any(isinstance(piece, Norm) for piece in self.pieces)
+        if not (worthwhile and self._fit(x) and records(x, *self.parameters)):
+            return 0
         try:
-            self.sweep = sweep(Chain(tuple(self.pieces), tuple(self.slots)), x, self.parameters)
+            self.sweep = sweep(Chain(self.pieces, self.slots), x, self.parameters)
         except Unfit:
-            return False
-        with torch.no_grad():
-            for update in self.updates:
-                update()
-        return True
+            return 0
+        for piece in self.pieces:
+            if isinstance(piece, Norm):
+                piece.update()
+        return len(self.shapes)
 
-    def _build(self, x: Tensor) -> bool:
+    def _build(self) -> None:
+        """Pieces up to the first step that has none."""
         at = 0
         while at < len(self.rules):
             rule, (args, kwargs) = self.rules[at], self.calls[at]
             if rule in _ARGUMENTS:
                 options = dict(zip(_ARGUMENTS[rule], args, strict=False)) | kwargs
-                self._add(Affine(rule, options), options.pop("weight"), options.pop("bias", None))
+                if isinstance(options.get("padding"), str) or options.get("padding_mode", "zeros") != "zeros":
+                    return
+                weight, bias = options.pop("weight"), options.pop("bias", None)
+                self._add(Affine(rule, options), weight, bias)
             elif rule == "batch_norm":
                 found = norm_at(self.rules, self.calls, at)
                 if found is None:
-                    return False
-                norm, weight, bias, update = found
-                self._add(norm, weight, bias)
-                self.updates.append(update)
-                at += norm.steps - 1
+                    return
+                self._add(*found)
+                at += found[0].steps - 1
             elif rule in SWEEP_ACTIVATIONS:
                 constants = constants_of(rule, args, kwargs)
                 if not has_kernel(rule, constants):
-                    return False
+                    return
                 self._add(Activation(rule, constants))
             else:
                 self._add(Move(rule, args, kwargs))
             at += 1
-        given = (x, *self.parameters)
-        return all(t.dtype is x.dtype and t.device == x.device and not _channels_last(t) for t in given)
 
-    def _add(self, piece: Any, *parameters: Tensor | None) -> None:
+    def _add(self, piece: Piece, *parameters: Tensor | None) -> None:
         self.pieces.append(piece)
         slots = []
         for parameter in parameters:
@@ -132,20 +133,23 @@ class SweptChain:
                 self.parameters.append(parameter)
         self.slots.append(tuple(slots))
 
+    def _fit(self, x: Tensor) -> bool:
+        given = (x, *self.parameters)
+        return all(t.dtype is x.dtype and t.device == x.device and not _channels_last(t) for t in given)
+
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """Of each step's value."""
+        """Of each swept step's value."""
         return [piece.shape for piece in self.pieces for _ in range(piece.steps)]
 
     def saved(self) -> list[tuple]:
-        """What each step's rule would have saved."""
+        """What each swept step's rule would have saved."""
         found: list[tuple] = []
         keys = iter(self.sweep.shared)
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():  # kept for others than who asks first
             for i, piece in enumerate(self.pieces):
-                given = self.sweep.chain.parameters(i, self.parameters)
                 key = next(keys) if piece.keyed else None
-                found += piece.saved_by_rules(key, *given)
+                found += piece.saved_by_rules(key, *self.sweep.chain.parameters(i, self.parameters))
         return found
 
 
@@ -173,26 +177,25 @@ class NormSweep(NamedTuple):
 
 def norm_in_graph(rules: tuple[str, ...], calls: list[tuple[tuple, dict]], at: int, x: Tensor) -> NormSweep | None:
     """The BatchNorm at a position of a chain, where its operators are for graphs too."""
-    if not (_on_native_cpu(x) and for_graph() and x.dim() > 1 and x.shape[0] > 1 and has_maps(x)):
+    if not (_on_native_cpu(x) and for_graph() and has_maps(x)):
         return None
     found = norm_at(rules, calls, at)
     if found is None:
         return None
-    norm, weight, bias, update = found
+    norm, weight, bias = found
     given = [t for t in (weight, bias) if t is not None]
-    if not (records(x, *given) and all(t.dtype is x.dtype for t in given)):
+    if not (records(x, *given) and norm.fits(x, weight, bias) and all(t.dtype is x.dtype for t in given)):
         return None
     value = norm.value(x, weight, bias)[0]
     norm.shape = tuple(value.shape)
-    with torch.no_grad():
-        update()
+    norm.update()
     return NormSweep(value, norm, x, weight, bias)
 
 
 def norm_at(
     rules: tuple[str, ...], calls: list[tuple[tuple, dict]], at: int
-) -> tuple[Norm, Tensor | None, Tensor | None, Callable[[], None]] | None:
-    """The BatchNorm at a position, its parameters and what updates its statistics; None in eval mode."""
+) -> tuple[Norm, Tensor | None, Tensor | None] | None:
+    """The BatchNorm at a position and its parameters; None in eval mode."""
     args, kwargs = calls[at]
     options = _NORM_DEFAULTS | dict(zip(_NORM, args, strict=False)) | kwargs
     if not options["training"]:
@@ -203,9 +206,7 @@ def norm_at(
         behind = behind if has_kernel(behind, constants) else ""
     else:
         behind = ""
-    norm = Norm(options["eps"], behind, constants)
-    statistics = options["running_mean"], options["running_var"], options["momentum"]
-    return norm, options["weight"], options["bias"], lambda: norm.update(*statistics)
+    return Norm(options, behind, constants), options["weight"], options["bias"]
 
 
 def _channels_last(t: Tensor) -> bool:

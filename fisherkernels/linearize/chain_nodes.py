@@ -8,26 +8,30 @@ needed anyway; in backward without retain_graph=True each is given up once it wa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, wraps
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fisherkernels.ops._mlp_plain import again, batched
-from fisherkernels.transforms import plainly_eager
+from fisherkernels.ops._autograd import ordinary, will_run
+from fisherkernels.ops._mlp_plain import again
 
-from .chain_pieces import Affine, Move, Piece
+from .chain_pieces import Affine, Move, Piece, Unfit
 
 
-class Chain(NamedTuple):
+class Chain:
     """``slots``: where each piece's parameters are among the flat list of those, -1 for None."""
 
-    pieces: tuple[Piece, ...]
-    slots: tuple[tuple[int, ...], ...]
+    def __init__(self, pieces: list[Piece], slots: list[tuple[int, ...]]):
+        self.pieces, self.slots = pieces, slots
 
     def parameters(self, i: int, flat: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         return tuple(flat[slot] if slot >= 0 else None for slot in self.slots[i])
+
+    def cut(self, i: int) -> None:
+        """End it before piece i."""
+        del self.pieces[i:], self.slots[i:]
 
     @property
     def keys(self) -> int:
@@ -52,14 +56,25 @@ class ChainSweep(NamedTuple):
 
 
 def sweep(chain: Chain, x: Tensor, parameters: Sequence[Tensor]) -> ChainSweep:
-    """The chain's value at x.
+    """The chain's value at x; cut before a piece that cannot take what comes.
 
     Raises:
-        Unfit: a piece cannot take what comes.
+        Unfit: that is the first one.
     """
     results = _Value.apply(chain, x, *parameters)
     # Behind a view, so that its hooks run only where it has a gradient of its own.
     return ChainSweep(results[-1].view_as(results[-1]), chain, (*results[: chain.keys], *parameters))
+
+
+def _without_autocast(backward: Callable) -> Callable:
+    """The sweep's own dtype also where backward is called under autocast."""
+
+    @wraps(backward)
+    def run(ctx, *received):
+        with torch.autocast("cpu", enabled=False):
+            return backward(ctx, *received)
+
+    return run
 
 
 class _Value(torch.autograd.Function):
@@ -69,7 +84,13 @@ class _Value(torch.autograd.Function):
     def forward(ctx, chain, x, *parameters):
         keys, y = [], x
         for i, piece in enumerate(chain.pieces):
-            y, key = piece.value(y, *chain.parameters(i, parameters))
+            try:
+                y, key = piece.value(y, *chain.parameters(i, parameters))
+            except Unfit:
+                if i == 0:
+                    raise
+                chain.cut(i)
+                break
             piece.shape = tuple(y.shape)
             if piece.keyed:
                 keys.append(key)
@@ -79,12 +100,13 @@ class _Value(torch.autograd.Function):
         return tuple(keys) if chain.ends_with_key else (*keys, y)
 
     @staticmethod
+    @_without_autocast
     def backward(ctx, *received):
         chain, asked = ctx.chain, _asked(ctx)
         count = len(asked) - 1
         x, *saved = ctx.saved_tensors
         parameters, keys = saved[:count], saved[count:]
-        if torch.is_grad_enabled() or not _ordinary(received):
+        if not ordinary(received):
             return None, *again(partial(_plain_value, chain), (x, *parameters), received)
         _release(ctx)
         del saved
@@ -96,7 +118,8 @@ class _Value(torch.autograd.Function):
             if isinstance(piece, Affine):
                 if g is None:
                     continue
-                found.add(i, 1, lambda piece=piece, g=g: piece.bias_gradient(g))
+                if found.asks(i, 1):
+                    found.add(i, 1, piece.bias_gradient(g))
                 if found.asks(i, 0):
                     behind.wait(i, g)
                 g = piece.pull(g, None, *given) if i or asked[0] else None
@@ -110,7 +133,7 @@ class _Value(torch.autograd.Function):
                 g, y, to_parameters = piece.gradient(g, more, key, behind.index is not None, *given)
                 behind.arrive(found, y)
                 for j, part in enumerate(to_parameters):
-                    found.add(i, j, lambda part=part: part)
+                    found.add(i, j, part)
         behind.arrive(found, x)
         return None, g if asked[0] else None, *found.gradients
 
@@ -135,13 +158,14 @@ class _Product(torch.autograd.Function):
         return c.view_as(c) if c is cotangent else c
 
     @staticmethod
+    @_without_autocast
     def backward(ctx, t):
         chain, asked = ctx.chain, _asked(ctx)
         if t is None:
             return (None,) * (1 + len(asked))
         cotangent, *saved = ctx.saved_tensors
         tensors, kept = saved[: len(asked) - 1], saved[len(asked) - 1 :]
-        if torch.is_grad_enabled() or not _ordinary((t,)):
+        if not ordinary((t,)):
             return None, *again(partial(_plain_product, chain), (cotangent, *tensors), (t,))
         _release(ctx)
         del saved
@@ -164,7 +188,7 @@ class _Product(torch.autograd.Function):
                 to_keys.append(to_key)
                 before.arrive(found, c)
                 for j, part in enumerate(to_parameters):
-                    found.add(i, j, lambda part=part: part)
+                    found.add(i, j, part)
         before.arrive(found, cotangent)
         return None, t if asked[0] else None, *to_keys, *found.gradients
 
@@ -181,12 +205,12 @@ class _Found:
         slot = self.chain.slots[i][j]
         return slot >= 0 and self.asked[slot]
 
-    def add(self, i: int, j: int, make: Callable[[], Tensor | None]) -> None:
-        if not self.asks(i, j):
-            return
-        slot = self.chain.slots[i][j]
-        part, so_far = make(), self.gradients[slot]
-        self.gradients[slot] = part if so_far is None else so_far if part is None else so_far + part
+    def add(self, i: int, j: int, part: Tensor | None) -> None:
+        """A gradient of that, where it is asked for."""
+        if part is not None and self.asks(i, j):
+            slot = self.chain.slots[i][j]
+            so_far = self.gradients[slot]
+            self.gradients[slot] = part if so_far is None else so_far + part
 
 
 class _Waiting:
@@ -203,7 +227,7 @@ class _Waiting:
     def finish(self, found: _Found, x: Tensor, g: Tensor) -> None:
         i, chain = self.index, found.chain
         weight = chain.parameters(i, found.parameters)[0]
-        found.add(i, 0, lambda: chain.pieces[i].weight_gradient(x, g, weight))
+        found.add(i, 0, chain.pieces[i].weight_gradient(x, g, weight))
         self.index = self.factor = None
 
 
@@ -232,19 +256,7 @@ class _Before(_Waiting):
 def _asked(ctx: Any) -> list[bool]:
     """Which of a node's tensors are to get a gradient in this backward."""
     pairs = zip(ctx.needs_input_grad[1:], ctx.next_functions, strict=True)
-    return [needed and _runs(node) for needed, (node, _) in pairs]
-
-
-def _runs(node: Any) -> bool:
-    try:
-        return node is not None and torch._C._will_engine_execute_node(node)
-    except RuntimeError:  # a leaf that torch.autograd.grad was asked for
-        return True
-
-
-def _ordinary(gradients: Sequence[Tensor | None]) -> bool:
-    """Not batched (torch.autograd.grad's is_grads_batched), in a transform or with tangents."""
-    return plainly_eager() and not batched(gradients)
+    return [needed and node is not None and will_run(node) for needed, (node, _) in pairs]
 
 
 def _release(ctx: Any) -> None:

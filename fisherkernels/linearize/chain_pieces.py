@@ -10,6 +10,7 @@ of the parameters. Weights' gradients are outer products, :meth:`Affine.weight_g
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class Unfit(Exception):
 
 def has_maps(x: Tensor) -> bool:
     """Whether BatchNorm's kernels are made for x: [N, C, ...] with more than one number per sample and channel."""
-    return x.dim() > 2 and x.is_contiguous() and math.prod(x.shape[2:]) > 1
+    return x.dim() > 2 and x.is_contiguous() and math.prod(x.shape[2:]) > 1 and x.shape[0] > 0
 
 
 class Piece:
@@ -52,33 +53,31 @@ class Affine(Piece):
         self.rule, self.options = RULES[rule], options
         self.dims = 0 if rule == "linear" else int(rule[-2])
         self.transposed = "transpose" in rule
-        self.saved: tuple = ()
+        self.saved: Sequence[Any] = ()  # of the rule, behind the weight
 
     def value(self, x: Tensor, weight: Tensor, bias: Tensor | None):
         if x.dim() < 2 or self.dims not in (0, x.dim() - 2):
             raise Unfit
-        y, self.saved = self.rule.forward(x, weight, bias, **self.options)
-        if self.dims and not self.transposed and self.saved[6] is not None:
-            raise Unfit  # padding of another kind than zeros on both sides
+        y, (_, *self.saved) = self.rule.forward(x, weight, bias, **self.options)
         return y, None
 
     def plain(self, x: Tensor, weight: Tensor, bias: Tensor | None):
         return self.rule.forward(x, weight, bias, **self.options)[0], None
 
     def pull(self, c: Tensor, key: None, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return self.rule.vjp((weight, *self.saved[1:]), c, False, (True,))[0]
+        return self.rule.vjp((weight, *self.saved), c, False, (True,))[0]
 
     def push(self, t: Tensor, weight: Tensor) -> Tensor:
-        return self.rule.jvp((weight, *self.saved[1:]), (t,), False)
+        return self.rule.jvp((weight, *self.saved), (t,), False)
 
     def weight_gradient(self, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
         """Of sum(g (J x)), or of a product's sum(x (J^T g))."""
         if not self.dims:
             return g.flatten(0, -2).t() @ x.flatten(0, -2)
         if self.transposed:
-            _, stride, padding, output_padding, groups, dilation, _ = self.saved
+            stride, padding, output_padding, groups, dilation, _ = self.saved
         else:
-            _, stride, padding, dilation, groups, *_ = self.saved
+            stride, padding, dilation, groups, *_ = self.saved
             output_padding = 0
         each = ([given] * self.dims if isinstance(given, int) else given for given in (stride, padding, dilation))
         added = [output_padding] * self.dims if isinstance(output_padding, int) else output_padding
@@ -86,7 +85,7 @@ class Affine(Piece):
         return torch.ops.aten.convolution_backward(g, x, weight, None, *each, self.transposed, added, groups, mask)[1]
 
     def saved_by_rules(self, key: None, weight: Tensor, bias: Tensor | None) -> list[tuple]:
-        return [(weight, *self.saved[1:])]
+        return [(weight, *self.saved)]
 
     def bias_gradient(self, g: Tensor) -> Tensor:
         channels = 1 if self.dims else g.dim() - 1
@@ -94,7 +93,7 @@ class Affine(Piece):
 
 
 class Move(Piece):
-    """What is linear and has no parameters: reshapes, pooling, resampling, dropout."""
+    """What is linear, has no parameters, and numbers alone to save: reshapes, mean pooling, resampling."""
 
     def __init__(self, rule: str, args: tuple, kwargs: dict):
         self.rule, self.args, self.kwargs = RULES[rule], args, kwargs
@@ -159,14 +158,21 @@ class Norm(Piece):
 
     keyed = True
 
-    def __init__(self, eps: float, behind: str, constants: tuple):
-        self.eps, self.behind, self.constants = eps, behind, constants
+    def __init__(self, options: dict[str, Any], behind: str, constants: tuple):
+        self.eps, self.momentum = options["eps"], options["momentum"]
+        self.running_mean, self.running_var = options["running_mean"], options["running_var"]
+        self.behind, self.constants = behind, constants
         self.kind, self.slope = number_and_slope(behind, constants) if behind else (IDENTITY, 0.0)
         self.steps = 2 if behind else 1
         self.mean = self.rstd = self.variance = None
 
+    def fits(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+        """Whether there is a number for each channel."""
+        given = (weight, bias, self.running_mean, self.running_var)
+        return all(t is None or (t.dim() == 1 and t.shape[0] == x.shape[1]) for t in given)
+
     def value(self, x: Tensor, weight: Tensor | None, bias: Tensor | None):
-        if not (has_maps(x) and x.shape[0]):
+        if not (has_maps(x) and self.fits(x, weight, bias)):
             raise Unfit
         y, self.mean, self.rstd, self.variance = opset.batch_norm_value.default(
             x, weight, bias, self.eps, self.kind, self.slope
@@ -205,9 +211,12 @@ class Norm(Piece):
             found.append(RULES[self.behind].forward(normalised(key, weight, bias, self.eps), *self.constants)[1])
         return found
 
-    def update(self, running_mean: Tensor | None, running_var: Tensor | None, momentum: float) -> None:
+    def update(self) -> None:
         """Running statistics, as torch keeps them: the variance unbiased."""
-        count = math.prod(self.shape) // self.shape[1]
-        for running, found in ((running_mean, self.mean), (running_var, self.variance * (count / (count - 1)))):
-            if running is not None:
-                running.mul_(1 - momentum).add_(found, alpha=momentum)
+        with torch.no_grad():
+            if self.running_mean is not None:
+                self.running_mean.mul_(1 - self.momentum).add_(self.mean, alpha=self.momentum)
+            if self.running_var is not None:
+                count = math.prod(self.shape) // self.shape[1]
+                unbiased = self.variance * (count / (count - 1))
+                self.running_var.mul_(1 - self.momentum).add_(unbiased, alpha=self.momentum)

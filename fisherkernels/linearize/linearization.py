@@ -269,21 +269,23 @@ class Linearization:
             self._run(i, values)
 
     def _run_chain(self, stretch: Stretch, values: list[Any]) -> None:
-        """As one where that can be."""
+        """As one, as far as that can be."""
         calls, steps = self._calls(stretch, values), self._plan.steps
         rules = tuple(steps[i].rule for i in stretch.steps)
         if torch.compiler.is_compiling():
             return self._run_for_graph(stretch, rules, calls, values)
         chain = SweptChain(rules, calls)
-        first, last = stretch.steps[0], stretch.steps[-1]
-        if not chain.run(values[steps[first].slots[0]]):
-            for i, call in zip(stretch.steps, calls, strict=True):
-                self._run(i, values, call)
-            return
-        for i, shape in zip(stretch.steps, chain.shapes, strict=True):
-            self._folded.shapes[i + 1] = shape
-        self._folded.sweeps[last], self._folded.folded[last] = (first, chain.sweep), (stretch.steps, chain.saved)
-        values[last + 1] = chain.sweep.value
+        first = stretch.steps[0]
+        count = chain.run(values[steps[first].slots[0]])
+        swept = stretch.steps[:count]
+        if swept:
+            last = swept[-1]
+            for i, shape in zip(swept, chain.shapes, strict=True):
+                self._folded.shapes[i + 1] = shape
+            self._folded.sweeps[last], self._folded.folded[last] = (first, chain.sweep), (swept, chain.saved)
+            values[last + 1] = chain.sweep.value
+        for i, call in zip(stretch.steps[count:], calls[count:], strict=True):
+            self._run(i, values, call)
 
     def _run_for_graph(
         self, stretch: Stretch, rules: tuple[str, ...], calls: list[tuple[tuple, dict]], values: list[Any]

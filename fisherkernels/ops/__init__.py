@@ -1,9 +1,10 @@
 """Fused operators: `fisherkernels.ops.NAME` checks its arguments and calls `torch.ops.fisherkernels.NAME`.
 
 Every operator has a native CPU kernel, a native CUDA kernel (but for `relu_metric_factor`, `mlp_laplacian`, `mlp_sweep`
-and BatchNorm's, which are `linearize`'s own) and a PyTorch twin; the twin runs wherever there is no native kernel. Each is differentiable once, except
-`mlp_sweep`, which is as often as needed, those of the solvers (`metric_solve`, `factor_solve`, `relu_metric_factor`,
-`cg_update`), through which `FisherMetric` differentiates implicitly, and `svgd_step`, whose particles carry no graph.
+and BatchNorm's, which are `linearize`'s own) and a PyTorch twin; the twin runs wherever there is no native kernel. Each
+is differentiable once, except `mlp_sweep` and BatchNorm's, which are as often as needed, those of the solvers
+(`metric_solve`, `factor_solve`, `relu_metric_factor`, `cg_update`), through which `FisherMetric` differentiates
+implicitly, and `svgd_step`, whose particles carry no graph.
 """
 
 import fisherkernels.ops._batch_norm_operators  # noqa: F401  (linearize's own)

@@ -1,12 +1,13 @@
 """What the Autograd kernels of all operators share."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fisherkernels.ops._library import twin
-from fisherkernels.transforms import inside_transform
+from fisherkernels.transforms import inside_transform, plainly_eager
 
 _IMPLICIT = "FisherMetric differentiates implicitly. Use its solve and sample"
 
@@ -28,6 +29,22 @@ def call(op, autograd: Callable, *args):
     if inside_transform():
         return twin(op)(*args)
     return op(*args) if torch.compiler.is_compiling() else autograd(*args)
+
+
+def ordinary(gradients: Sequence[Tensor | None]) -> bool:
+    """Whether a backward may hide its operations: no second derivative is asked for, no stacks of gradients
+    (torch.autograd.grad's is_grads_batched), no transform and no tangents.
+    """
+    stacked = any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in gradients)
+    return not (stacked or torch.is_grad_enabled()) and plainly_eager()
+
+
+def will_run(node: Any) -> bool:
+    """Inside a backward: whether it is to come to this node of the graph."""
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf that torch.autograd.grad was asked for
+        return True
 
 
 def below_autograd(op, *args):

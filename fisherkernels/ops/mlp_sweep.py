@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import fisherkernels.ops._mlp_operators  # noqa: F401  (defines them)
-from fisherkernels.ops._autograd import below_autograd
+from fisherkernels.ops._autograd import below_autograd, ordinary, will_run
 from fisherkernels.ops._checks import (
     check_activations,
     check_full_precision,
@@ -25,7 +25,6 @@ from fisherkernels.ops._mlp_plain import (
     activations_below,
     again,
     arrived,
-    batched,
     by_layer,
     columns_of,
     plain_value,
@@ -159,7 +158,7 @@ class _Value(torch.autograd.Function):
         count, active, needs = ctx.count, len(ctx.constants[0]), ctx.needs_input_grad[2:]
         x, *others = ctx.saved_tensors
         parameters, hidden, beside = others[: 2 * count], others[2 * count :][:active], others[2 * count + active :]
-        if torch.is_grad_enabled() or not _ordinary(received):
+        if not ordinary(received):
             function = partial(plain_value, ctx.constants, count)
             return None, None, *again(function, (x, *parameters), received)
         of_rows, given = received[:count], received[count:]  # given: made by a product's backward for this node alone
@@ -205,7 +204,7 @@ class _VJP(torch.autograd.Function):
             return (None,) * (1 + inputs)
         cotangent, *others = ctx.saved_tensors
         tensors, rest = others[: inputs - 1], others[inputs - 1 :]
-        if torch.is_grad_enabled() or not _ordinary((tangent,)):
+        if not ordinary((tangent,)):
             return None, *again(lambda *a: (plain_vjp(constants, *a),), (cotangent, *tensors), (tangent,))
         hidden, weights = tensors[:active], tensors[active:]
         between, node = len(weights) - 1, weights[0].grad_fn
@@ -227,25 +226,10 @@ class _VJP(torch.autograd.Function):
         )
 
 
-def _ordinary(gradients: Sequence[Tensor | None]) -> bool:
-    """Not batched (torch.autograd.grad's is_grads_batched), in a transform or with tangents."""
-    return plainly_eager() and not batched(gradients)
-
-
 def _trains(node: Any) -> bool:
     """Whether this backward, of all or of some inputs, is to give the gradient of a parameter of a _Value."""
     run, asked = torch._C._current_graph_task_id(), getattr(node, "asked", (None, False))
     if asked[0] != run:
-        asked = run, any(_runs(parameter) for parameter, _ in node.next_functions[1:] if parameter is not None)
+        asked = run, any(will_run(parameter) for parameter, _ in node.next_functions[1:] if parameter is not None)
         node.asked = asked
     return asked[1]
-
-
-def _runs(node: Any) -> bool:
-    try:
-        return torch._C._will_engine_execute_node(node)
-    except RuntimeError:  # a leaf that torch.autograd.grad was asked for
-        return True
-
-
-

@@ -73,9 +73,22 @@ def decoder():
 
 def moved():
     return nn.Sequential(
-        nn.Conv2d(2, 4, 3), nn.MaxPool2d(2), nn.BatchNorm2d(4), nn.ELU(), nn.Dropout(0.3), nn.Upsample(scale_factor=2),
-        nn.Conv2d(4, 4, 3, groups=2, dilation=2), nn.SiLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(4, 2),
+        nn.Conv2d(2, 4, 3), nn.AvgPool2d(2), nn.BatchNorm2d(4), nn.ELU(), nn.Upsample(scale_factor=2, mode="bilinear"),
+        nn.Conv2d(4, 4, 3, groups=2, dilation=2), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2),
     )  # fmt: skip
+
+
+def interrupted():
+    """Max pooling and dropout end chains: they keep indices and masks."""
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.Dropout(0.3), nn.Conv2d(4, 3, 2), nn.BatchNorm2d(3),
+        nn.Flatten(), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 2),
+    )  # fmt: skip
+
+
+def cut(last):
+    """A chain as planned, of which the kernels take the front alone."""
+    return lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.AvgPool2d(2), *last())
 
 
 def smooth(*extra):
@@ -96,6 +109,10 @@ NETWORKS = {  # and the input's shape behind N
     "encoder": (encoder, (2, 6, 6)),
     "decoder": (decoder, (3,)),
     "moved": (moved, (2, 8, 8)),
+    "interrupted": (interrupted, (2, 8, 8)),
+    "cut at a padding": (cut(lambda: [nn.SiLU(), nn.Conv2d(4, 3, 3, padding="same"), nn.BatchNorm2d(3)]), (2, 8, 8)),
+    "cut at BatchNorm of single numbers": (cut(lambda: [nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()]), (2, 8, 8)),
+    "cut at BatchNorm in eval mode": (cut(lambda: [nn.Tanh(), nn.BatchNorm2d(4).eval(), nn.ReLU()]), (2, 8, 8)),
     "smooth": (smooth, (2, 7)),
     "an activation with other constants": (lambda: smooth(nn.Conv1d(4, 2, 2), nn.Softplus(2.0)), (2, 7)),
     "norms alone": (norms_alone, (1, 4, 5)),
@@ -148,9 +165,10 @@ def swept(lin):
         (
             moved,
             [
-                "conv2d max_pool2d batch_norm elu dropout interpolate conv2d silu avg_pool2d flatten linear",
+                "conv2d avg_pool2d batch_norm elu interpolate conv2d silu adaptive_avg_pool2d flatten linear",
             ],
         ),
+        (interrupted, ["conv2d batch_norm", "conv2d batch_norm"]),
         (lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.Conv1d(3, 3, 2), nn.BatchNorm1d(3)), ["conv1d batch_norm"]),
         (lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Conv1d(3, 3, 2)), []),
         (lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 3)), []),
@@ -176,7 +194,7 @@ def test_chains(make, kinds):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_swept_in_eager_mode(name, dtype):
     net, x = make(name, dtype)
-    expected = 0 if "other constants" in name else len(plan_of(net).chains)
+    expected = len(plan_of(net).chains)
     assert swept(linearize(net, x)) == expected
     assert swept(linearize(net, x.detach())) == expected
     assert swept(linearize(net.requires_grad_(False), x)) == expected
@@ -482,23 +500,72 @@ def test_step_by_step_otherwise(run):
     assert swept(lin) == 0 and lin.value.shape[0] == 4
 
 
-def test_a_batch_without_spread_is_left_to_the_rule():
+@swept_run
+@pytest.mark.parametrize(
+    "name, last",
+    [
+        ("cut at a padding", 4),
+        ("cut at BatchNorm of single numbers", 4),
+        ("cut at BatchNorm in eval mode", 4),
+        ("an activation with other constants", 6),
+    ],
+)
+def test_the_front_of_a_chain_is_swept(name, last):
+    """As far as the kernels go; what is counted in a forward is counted once."""
+    net, x = make(name)
+    lin = linearize(net, x)
+    assert [(first, end) for end, (first, _) in lin._folded.sweeps.items()] == [(0, last)]
+    counts = {module.num_batches_tracked.item() for module in net if hasattr(module, "num_batches_tracked")}
+    assert counts == ({0, 1} if "eval" in name else {1})
+
+
+def test_a_single_number_per_channel_is_refused():
     net = nn.Sequential(nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.ReLU())
-    for samples in (1, 3):
-        x = torch.randn(samples, 1, 2, 2, requires_grad=True)
-        if samples == 1:
-            with pytest.raises(ValueError, match="more than one value per channel"):
-                linearize(net, x)
-            continue
-        before = net[1].num_batches_tracked.item()
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        linearize(net, torch.randn(1, 1, 2, 2, requires_grad=True))
+    assert linearize(net, torch.randn(1, 1, 3, 2, requires_grad=True)).value.shape == (1, 2, 2, 1)
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_a_number_for_each_channel(tracked, channels):
+    """Nothing beyond a tensor's end is read."""
+    net = nn.Sequential(nn.Conv2d(2, 4, 2), nn.BatchNorm2d(channels, track_running_stats=tracked), nn.ReLU())
+    for x in (torch.randn(3, 2, 4, 4, requires_grad=True), torch.randn(3, 2, 4, 4)):
+        with torch.set_grad_enabled(x.requires_grad), pytest.raises(ValueError, match=r"of shape \[4\]"):
+            linearize(net, x)
+
+
+def test_backward_under_autocast():
+    """A sweep in float32 stays one."""
+    net, x = make("encoder", torch.float32)
+    results = []
+    for context in (torch.autocast("cpu", torch.bfloat16), torch.autocast("cpu", enabled=False)):
         lin = linearize(net, x)
-        assert swept(lin) == 0 and lin.value.shape == (samples, 2, 1, 1)
-        assert net[1].num_batches_tracked.item() == before + 1  # counted once, whichever way
+        loss = scalar_of([lin.value, lin.vjp(lin.value.sin())])
+        with context:
+            results.append(gradients(loss, net, x))
+    all_close(*results, 1e-6, "both")
 
 
-def test_a_padding_mode_is_left_to_the_rule():
-    net = nn.Sequential(nn.Conv1d(2, 3, 3, padding="same"), nn.BatchNorm1d(3), nn.ReLU())
-    assert swept(check(net, (4, 2, 5))) == 0
+def test_inference_mode_before_a_tangent():
+    net, x = make("encoder")
+    lin = linearize(net, x)
+    with torch.inference_mode():
+        lin.jvp(torch.ones_like(x))
+        lin.vjp(torch.ones_like(lin.value))
+    lin.jvp(torch.ones_like(x)).square().sum().backward()
+    assert net[0].weight.grad.any()
+
+
+def test_dropout_is_drawn_once():
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Dropout(0.5), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 1))
+    x = torch.randn(4, 2, 6, 6, requires_grad=True)
+    values = []
+    for run in (net, lambda x: linearize(net, x).value):
+        torch.manual_seed(3)
+        values.append(run(x))
+    close(*values, 1e-5, "value")
 
 
 def test_given_parameters(step_by_step):
@@ -516,7 +583,7 @@ def test_given_parameters(step_by_step):
 
 @every_network
 def test_compiled(name):
-    if name == "moved":
+    if name == "interrupted":
         pytest.skip("graphs draw their own dropout")
     net, x = make(name)
 

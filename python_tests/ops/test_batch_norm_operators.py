@@ -174,6 +174,27 @@ def test_not_a_number(device, kind):
     assert value[:, 1].isnan().all() and value[:, [0, 2]].isfinite().all()
 
 
+def test_infinite_inputs_of_relu(device):
+    """A unit that is off for good, and zeros without a sign."""
+    x, bias = torch.randn(4, 2, 5, device=device), torch.tensor([-torch.inf, 0.0], device=device)
+    value = opset.batch_norm_value(x, None, bias, EPS, *constants("relu"))[0]
+    assert torch.equal(value[:, 0], torch.zeros(4, 5, device=device)) and not value.signbit().any()
+
+
+def test_what_does_not_fit_is_refused():
+    if not ops.backends()["cpu"].active:
+        pytest.skip("no native cpu library")
+    x, c = torch.randn(3, 2, 4), torch.randn(3, 2, 4)
+    with pytest.raises(RuntimeError, match="for each channel"):
+        opset.batch_norm_value(x, torch.ones(1), None, EPS, *constants("tanh"))
+    _, mean, rstd, _ = opset.batch_norm_value(x, None, None, EPS, *constants("tanh"))
+    for other in (c.bfloat16(), c[:2], c.double(), c.flatten(1)):
+        with pytest.raises(RuntimeError, match="x's shape and dtype"):
+            opset.batch_norm_pull(other, None, x, None, None, mean, rstd, *constants("tanh"), False)
+        with pytest.raises(RuntimeError, match="x's shape and dtype"):
+            opset.batch_norm_pull_backward(c, other, x, None, None, mean, rstd, *constants("tanh"))
+
+
 def test_zero_variance(device):
     args = [torch.ones(3, 2, 4, device=device), None, None, torch.randn(3, 2, 4, device=device)]
     pairs = (backward(function, "tanh", with_leaves(args)) for function in (called, oracle))

@@ -38,6 +38,13 @@ class BatchNorm(SymmetricRule):
         *,
         frozen: bool = False,
     ):
+        given = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+        for name, t in given.items():
+            if t is not None and t.shape != input.shape[1:2]:
+                raise ValueError(
+                    f"BatchNorm: expected {name} of shape [{input.shape[1]}], as the input has channels, "
+                    f"got {list(t.shape)}"
+                )
         if not training:
             value = F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
             return value, (None, weight, None, torch.rsqrt(running_var + eps), eps)
