@@ -71,6 +71,8 @@ def _without_autocast(backward: Callable) -> Callable:
 
     @wraps(backward)
     def run(ctx, *received):
+        if not torch.is_autocast_enabled("cpu"):
+            return backward(ctx, *received)
         with torch.autocast("cpu", enabled=False):
             return backward(ctx, *received)
 

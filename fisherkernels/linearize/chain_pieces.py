@@ -30,7 +30,7 @@ def number_and_slope(rule: str, constants: tuple) -> tuple[int, float]:
 
 
 class Unfit(Exception):
-    """A chain that meets what it was not made for; its steps run one by one instead."""
+    """A piece meets what it was not made for; its step and those behind it run one by one instead."""
 
 
 def has_maps(x: Tensor) -> bool:
