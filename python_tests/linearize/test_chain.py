@@ -583,8 +583,8 @@ def test_given_parameters(step_by_step):
 
 @every_network
 def test_compiled(name):
-    if name == "interrupted":
-        pytest.skip("graphs draw their own dropout")
+    if name in ("interrupted", "cumulative average"):
+        pytest.skip("graphs draw their own dropout, and torch's batch_norm takes no momentum that they compute")
     net, x = make(name)
 
     def loss(net, x):
