@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fisherkernels.ops._autograd import ordinary, will_run
-from fisherkernels.ops._mlp_plain import again
+from fisherkernels.ops._autograd import again, ordinary, will_run
 
 from .chain_pieces import Affine, Move, Piece, Unfit
 

@@ -31,12 +31,16 @@ def call(op, autograd: Callable, *args):
     return op(*args) if torch.compiler.is_compiling() else autograd(*args)
 
 
+def batched(gradients: Sequence[Tensor | None]) -> bool:
+    """Whether torch.autograd.grad has made stacks of them (is_grads_batched)."""
+    return any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in gradients)
+
+
 def ordinary(gradients: Sequence[Tensor | None]) -> bool:
     """Whether a backward may hide its operations: no second derivative is asked for, no stacks of gradients
     (torch.autograd.grad's is_grads_batched), no transform and no tangents.
     """
-    stacked = any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in gradients)
-    return not (stacked or torch.is_grad_enabled()) and plainly_eager()
+    return not (batched(gradients) or torch.is_grad_enabled()) and plainly_eager()
 
 
 def will_run(node: Any) -> bool:
@@ -45,6 +49,29 @@ def will_run(node: Any) -> bool:
         return torch._C._will_engine_execute_node(node)
     except RuntimeError:  # a leaf that torch.autograd.grad was asked for
         return True
+
+
+def again(function: Callable[..., tuple], inputs: tuple, received: tuple) -> tuple:
+    """Gradients by autograd, through a second evaluation: to be differentiated again, batched, or with tangents."""
+    required = [t is not None and t.requires_grad for t in inputs]
+    with torch.enable_grad():
+        # Views: only what goes through this evaluation counts, also where an input depends on another.
+        views = [t.view_as(t) if needed else t for t, needed in zip(inputs, required, strict=True)]
+        outputs = function(*views)
+    pairs = zip(outputs, received, strict=True)
+    used = [(output, given) for output, given in pairs if given is not None and output.requires_grad]
+    if not used:
+        return (None,) * len(inputs)
+    found = iter(
+        torch.autograd.grad(
+            [output for output, _ in used],
+            [t for t, needed in zip(views, required, strict=True) if needed],
+            [given for _, given in used],
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+        )
+    )
+    return tuple(next(found) if needed else None for needed in required)
 
 
 def below_autograd(op, *args):

@@ -6,9 +6,8 @@ from functools import partial
 
 import torch
 
-from fisherkernels.ops._autograd import below_autograd, needs_graph
+from fisherkernels.ops._autograd import again, batched, below_autograd, needs_graph
 from fisherkernels.ops._batch_norm_plain import plain_pull, plain_value
-from fisherkernels.ops._mlp_plain import again, batched
 
 opset = torch.ops.fisherkernels
 

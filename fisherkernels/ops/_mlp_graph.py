@@ -5,14 +5,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fisherkernels.ops._autograd import below_autograd, needs_graph
+from fisherkernels.ops._autograd import again, batched, below_autograd, needs_graph
 from fisherkernels.ops._library import backends
 from fisherkernels.ops._mlp_plain import (
     CURVED,
     activations_below,
-    again,
     arrived,
-    batched,
     by_layer,
     columns_of,
     plain_value,

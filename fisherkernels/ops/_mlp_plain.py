@@ -1,7 +1,7 @@
 """Perceptrons in plain tensor operations, which autograd, torch.compile and torch.func's transforms see through."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
 
 import torch
@@ -137,11 +137,6 @@ def rows_of_kinds(kinds, weights, activations, like: Tensor) -> list[Tensor]:
     return rows_like(chosen, chosen, like)
 
 
-def batched(gradients: Sequence[Tensor | None]) -> bool:
-    """Whether torch.autograd.grad has made stacks of them (is_grads_batched)."""
-    return any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in gradients)
-
-
 def arrived(of_rows: Sequence[Tensor | None], hidden: Sequence[Tensor]) -> tuple[int, list[Tensor]]:
     """How many layers have gradients at or above them, and those of the keys of the activations below the top one.
 
@@ -153,26 +148,3 @@ def arrived(of_rows: Sequence[Tensor | None], hidden: Sequence[Tensor]) -> tuple
         return top, []
     pairs = zip(hidden, below, strict=False)
     return top, [torch.zeros_like(h) if gradient is None else gradient.contiguous() for h, gradient in pairs]
-
-
-def again(function: Callable[..., tuple], inputs: tuple, received: tuple) -> tuple:
-    """Gradients by autograd, through a second evaluation: to be differentiated again, batched, or with tangents."""
-    required = [t is not None and t.requires_grad for t in inputs]
-    with torch.enable_grad():
-        # Views: only what goes through this evaluation counts, also where an input depends on another.
-        views = [t.view_as(t) if needed else t for t, needed in zip(inputs, required, strict=True)]
-        outputs = function(*views)
-    pairs = zip(outputs, received, strict=True)
-    used = [(output, given) for output, given in pairs if given is not None and output.requires_grad]
-    if not used:
-        return (None,) * len(inputs)
-    found = iter(
-        torch.autograd.grad(
-            [output for output, _ in used],
-            [t for t, needed in zip(views, required, strict=True) if needed],
-            [given for _, given in used],
-            create_graph=torch.is_grad_enabled(),
-            allow_unused=True,
-        )
-    )
-    return tuple(next(found) if needed else None for needed in required)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import fisherkernels.ops._mlp_operators  # noqa: F401  (defines them)
-from fisherkernels.ops._autograd import below_autograd, ordinary, will_run
+from fisherkernels.ops._autograd import again, below_autograd, ordinary, will_run
 from fisherkernels.ops._checks import (
     check_activations,
     check_full_precision,
@@ -23,7 +23,6 @@ from fisherkernels.ops._mlp_plain import (
     NOT_LAST,
     SWEEP_ACTIVATIONS,
     activations_below,
-    again,
     arrived,
     by_layer,
     columns_of,

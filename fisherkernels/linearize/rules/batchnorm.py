@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fisherkernels.ops._autograd import again
 from fisherkernels.ops._batch_norm_plain import all_but_channels, per_channel, product_in_operations
-from fisherkernels.ops._mlp_plain import again
 from fisherkernels.transforms import inside_transform
 
 from .base import Layer, SymmetricRule

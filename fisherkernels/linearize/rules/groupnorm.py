@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fisherkernels.ops._mlp_plain import again
+from fisherkernels.ops._autograd import again
 from fisherkernels.transforms import inside_transform
 
 from .base import Layer, Rule, lead
