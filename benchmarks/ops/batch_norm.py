@@ -23,8 +23,8 @@ def _inputs(generator):
 
 def _ours(x, weight, bias, cotangent):
     kernels = torch.ops.fisherkernels
-    value, mean, rstd, _ = kernels.batch_norm_value(x, weight, bias, EPS, *ACTIVATION)
-    product = kernels.batch_norm_pull(cotangent, None, x, weight, bias, mean, rstd, *ACTIVATION, False)[0]
+    value, mean, rstd, _ = kernels.norm_value(x, weight, bias, 0, EPS, *ACTIVATION)
+    product = kernels.norm_pull(cotangent, None, x, weight, bias, mean, rstd, 0, *ACTIVATION, False)[0]
     return value, product
 
 

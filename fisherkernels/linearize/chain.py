@@ -1,9 +1,9 @@
-"""Chains of a plan: steps one behind the other, with a BatchNorm of batch statistics, that are swept as one.
+"""Chains of a plan: steps one behind the other, with a norm among them, that are swept as one.
 
 On a CPU in eager mode a chain's value and each of its vector-Jacobian products is one autograd node with its backward
-written out (chain_nodes.py), made of pieces (chain_pieces.py): weights, BatchNorm with the activation behind it in one
-kernel, other activations, and what only moves numbers. Everywhere else, and for tangents and stacks, its steps run one
-by one. Steps with other rules end a chain.
+written out (chain_nodes.py), made of pieces (chain_pieces.py): weights, a norm (BatchNorm of batch statistics,
+GroupNorm, InstanceNorm) with the activation behind it in one kernel, other activations, and what only moves numbers.
+Everywhere else, and for tangents and stacks, its steps run one by one. Steps with other rules end a chain.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fisherkernels.ops._mlp_plain import SWEEP_ACTIVATIONS
 from fisherkernels.transforms import for_graph, records
 
 from .chain_nodes import Chain, ChainSweep, sweep
-from .chain_pieces import Activation, Affine, Move, Norm, Piece, Unfit, has_maps
+from .chain_pieces import Activation, Affine, BatchNorm, Move, Norm, Piece, Unfit, has_maps
 from .perceptron import constants_of, has_kernel
 from .plan import Step, Stretch, uses_of
 
@@ -26,17 +26,22 @@ _CONV = ("weight", "bias", "stride", "padding", "dilation", "groups", "padding_m
 _TRANSPOSE = ("weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 _ARGUMENTS = {"linear": ("weight", "bias")}
 _ARGUMENTS |= {f"conv{d}d": _CONV for d in (1, 2, 3)} | {f"conv_transpose{d}d": _TRANSPOSE for d in (1, 2, 3)}
-_NORM = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+_STATISTICS = ("running_mean", "running_var", "weight", "bias")
+_NORMS = {
+    "batch_norm": (*_STATISTICS, "training", "momentum", "eps"),
+    "group_norm": ("num_groups", "weight", "bias", "eps"),
+    "instance_norm": (*_STATISTICS, "use_input_stats", "momentum", "eps", "rank"),
+}
 _NORM_DEFAULTS = {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5}
 _MOVES = {"identity", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "movedim"}
 _MOVES |= {"pixel_shuffle", "pixel_unshuffle", "interpolate", "avg_pool2d"}
 _MOVES |= {f"adaptive_avg_pool{d}d" for d in (1, 2, 3)}
 _RESHAPES = {"reshape", "flatten", "unflatten", "unsqueeze"}
-_INSIDE = {*_ARGUMENTS, "batch_norm", *SWEEP_ACTIVATIONS, *_MOVES}
+_INSIDE = {*_ARGUMENTS, *_NORMS, *SWEEP_ACTIVATIONS, *_MOVES}
 
 
 def chains_of(steps: tuple[Step, ...], output: Any, perceptrons: tuple[Stretch, ...]) -> tuple[Stretch, ...]:
-    """Every chain: it begins with a weight and has a BatchNorm of maps; between weights is more than moves."""
+    """Every chain: it begins with a weight or a norm, has a norm, and between two weights are not just moves."""
     uses = uses_of(steps, output)
     taken = {i for stretch in perceptrons for i in stretch.steps}
     found: list[list[int]] = []
@@ -45,23 +50,32 @@ def chains_of(steps: tuple[Step, ...], output: Any, perceptrons: tuple[Stretch, 
         if step.rule == "evaluate":
             continue
         inside = step.rule in _INSIDE and i not in taken and len(step.slots) == 1
+        inside = inside and not (step.rule in _NORMS and _of_features(steps, step.slots[0]))
         follows = bool(current) and step.slots == (current[-1] + 1,) and uses[current[-1] + 1] == 1
-        if inside and follows and _may_follow(step.rule, [steps[j].rule for j in current]):
+        if inside and follows and not (step.rule in _ARGUMENTS and _only_moves([steps[j].rule for j in current])):
             current.append(i)
             continue
         found.append(current)
-        current = [i] if inside and step.rule in _ARGUMENTS else []
-    return tuple(_chain(steps, c) for c in (*found, current) if any(steps[i].rule == "batch_norm" for i in c))
+        current = [i] if inside and (step.rule in _ARGUMENTS or step.rule in _NORMS) else []
+    return tuple(_chain(steps, c) for c in (*found, current) if any(steps[i].rule in _NORMS for i in c))
 
 
-def _may_follow(rule: str, before: list[str]) -> bool:
-    """Not a weight with moves alone between it and another, nor BatchNorm of features [N, C]: that has no kernel."""
-    last = max(i for i, earlier in enumerate(before) if earlier in _ARGUMENTS)
-    behind = before[last + 1 :]
-    if rule in _ARGUMENTS:
-        return not all(earlier in _MOVES for earlier in behind)
-    shaped = [before[last], *(earlier for earlier in behind if earlier in _RESHAPES)]
-    return rule != "batch_norm" or shaped[-1] not in ("linear", "flatten")
+def _of_features(steps: tuple[Step, ...], value: int) -> bool:
+    """Whether a value is known to be features [N, C], of which norms have no kernel."""
+    while value > 0:
+        step = steps[value - 1]
+        if step.rule in _ARGUMENTS or step.rule in _RESHAPES:
+            return step.rule in ("linear", "flatten")
+        if step.rule not in _INSIDE or len(step.slots) != 1:
+            return False
+        value = step.slots[0]
+    return False
+
+
+def _only_moves(before: list[str]) -> bool:
+    """Whether only moves are behind the last weight."""
+    weights = [i for i, rule in enumerate(before) if rule in _ARGUMENTS]
+    return bool(weights) and all(rule in _MOVES for rule in before[weights[-1] + 1 :])
 
 
 def _chain(steps: tuple[Step, ...], found: list[int]) -> Stretch:
@@ -69,6 +83,15 @@ def _chain(steps: tuple[Step, ...], found: list[int]) -> Stretch:
         found = found[:-1]
     between = tuple(i for i in range(found[0], found[-1]) if i not in found)
     return Stretch(tuple(found), between)
+
+
+def steps_before(rules: tuple[str, ...], x: Tensor) -> int:
+    """How many steps of a chain are in front of what its kernels are made for: all up to a weight where a norm meets no
+    maps.
+    """
+    if rules[0] not in _NORMS or has_maps(x):
+        return 0
+    return next((i for i, rule in enumerate(rules) if rule in _ARGUMENTS), len(rules))
 
 
 class SweptChain:
@@ -109,7 +132,7 @@ class SweptChain:
                     return
                 weight, bias = options.pop("weight"), options.pop("bias", None)
                 self._add(Affine(rule, options), weight, bias)
-            elif rule == "batch_norm":
+            elif rule in _NORMS:
                 found = norm_at(self.rules, self.calls, at)
                 if found is None:
                     return
@@ -154,7 +177,7 @@ class SweptChain:
 
 
 class NormSweep(NamedTuple):
-    """BatchNorm and the activation behind it where torch.compile makes a graph."""
+    """A norm and the activation behind it where torch.compile makes a graph."""
 
     value: Tensor
     norm: Norm
@@ -176,8 +199,8 @@ class NormSweep(NamedTuple):
 
 
 def norm_in_graph(rules: tuple[str, ...], calls: list[tuple[tuple, dict]], at: int, x: Tensor) -> NormSweep | None:
-    """The BatchNorm at a position of a chain, where its operators are for graphs too."""
-    if not (_on_native_cpu(x) and for_graph() and has_maps(x)):
+    """The norm at a position of a chain, where its operators are for graphs too; None where there is none."""
+    if rules[at] not in _NORMS or not (_on_native_cpu(x) and for_graph() and has_maps(x)):
         return None
     found = norm_at(rules, calls, at)
     if found is None:
@@ -195,10 +218,10 @@ def norm_in_graph(rules: tuple[str, ...], calls: list[tuple[tuple, dict]], at: i
 def norm_at(
     rules: tuple[str, ...], calls: list[tuple[tuple, dict]], at: int
 ) -> tuple[Norm, Tensor | None, Tensor | None] | None:
-    """The BatchNorm at a position and its parameters; None in eval mode."""
-    args, kwargs = calls[at]
-    options = _NORM_DEFAULTS | dict(zip(_NORM, args, strict=False)) | kwargs
-    if not options["training"]:
+    """The norm at a position and its parameters; None for BatchNorm in eval mode."""
+    rule, (args, kwargs) = rules[at], calls[at]
+    options = _NORM_DEFAULTS | dict(zip(_NORMS[rule], args, strict=False)) | kwargs
+    if rule == "batch_norm" and not options["training"]:
         return None
     behind, constants = rules[at + 1] if at + 1 < len(rules) else "", ()
     if behind in SWEEP_ACTIVATIONS:
@@ -206,7 +229,11 @@ def norm_at(
         behind = behind if has_kernel(behind, constants) else ""
     else:
         behind = ""
-    return Norm(options, behind, constants), options["weight"], options["bias"]
+    if rule == "batch_norm":
+        norm: Norm = BatchNorm(options, behind, constants)
+    else:
+        norm = Norm(options.get("num_groups", -1), options["eps"], behind, constants, options.get("rank"))
+    return norm, options["weight"], options["bias"]
 
 
 def _channels_last(t: Tensor) -> bool:

@@ -33,8 +33,19 @@ class Chain:
         del self.pieces[i:], self.slots[i:]
 
     @property
+    def front(self) -> int:
+        """1 where the first key is the chain's own input, else 0."""
+        return int(self.pieces[0].keyed)
+
+    @property
     def keys(self) -> int:
-        return sum(piece.keyed for piece in self.pieces)
+        """How many more there are."""
+        return sum(piece.keyed for piece in self.pieces) - self.front
+
+    def split(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Sequence[Tensor]]:
+        """All keys, and the parameters."""
+        count = self.front + self.keys
+        return list(tensors[:count]), tensors[count:]
 
     @property
     def ends_with_key(self) -> bool:
@@ -43,7 +54,7 @@ class Chain:
 
 
 class ChainSweep(NamedTuple):
-    """``shared``: the keys, as outputs of the value's node, and the parameters."""
+    """``shared``: the keys, the input or outputs of the value's node, and the parameters."""
 
     value: Tensor
     chain: Chain
@@ -62,7 +73,8 @@ def sweep(chain: Chain, x: Tensor, parameters: Sequence[Tensor]) -> ChainSweep:
     """
     results = _Value.apply(chain, x, *parameters)
     # Behind a view, so that its hooks run only where it has a gradient of its own.
-    return ChainSweep(results[-1].view_as(results[-1]), chain, (*results[: chain.keys], *parameters))
+    keys = (*(x,) * chain.front, *results[: chain.keys])
+    return ChainSweep(results[-1].view_as(results[-1]), chain, (*keys, *parameters))
 
 
 def _without_autocast(backward: Callable) -> Callable:
@@ -79,7 +91,7 @@ def _without_autocast(backward: Callable) -> Callable:
 
 
 class _Value(torch.autograd.Function):
-    """-> the keys, and the value where it is not the last of these."""
+    """-> the keys but for x, and the value where it is not the last of these."""
 
     @staticmethod
     def forward(ctx, chain, x, *parameters):
@@ -93,7 +105,7 @@ class _Value(torch.autograd.Function):
                 chain.cut(i)
                 break
             piece.shape = tuple(y.shape)
-            if piece.keyed:
+            if piece.keyed and i:
                 keys.append(key)
         ctx.chain = chain
         ctx.save_for_backward(x, *parameters, *keys)
@@ -106,12 +118,12 @@ class _Value(torch.autograd.Function):
         chain, asked = ctx.chain, _asked(ctx)
         count = len(asked) - 1
         x, *saved = ctx.saved_tensors
-        parameters, keys = saved[:count], saved[count:]
+        parameters, keys = saved[:count], [*[x] * chain.front, *saved[count:]]
         if not ordinary(received):
             return None, *again(partial(_plain_value, chain), (x, *parameters), received)
         _release(ctx)
         del saved
-        of_keys = list(received[: chain.keys])
+        of_keys = [*[None] * chain.front, *received[: chain.keys]]
         g = None if chain.ends_with_key else received[-1]
         found, behind = _Found(chain, parameters, asked[1:]), _Behind()
         for i in range(len(chain.pieces) - 1, -1, -1):
@@ -144,7 +156,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, chain, cotangent, *tensors):
-        keys, parameters = list(tensors[: chain.keys]), tensors[chain.keys :]
+        keys, parameters = chain.split(tensors)
         kept, c = [], cotangent
         for i in range(len(chain.pieces) - 1, -1, -1):
             piece = chain.pieces[i]
@@ -170,9 +182,9 @@ class _Product(torch.autograd.Function):
             return None, *again(partial(_plain_product, chain), (cotangent, *tensors), (t,))
         _release(ctx)
         del saved
-        keys, parameters = tensors[: chain.keys], tensors[chain.keys :]
+        keys, parameters = chain.split(tensors)
         to_keys: list[Tensor | None] = []
-        found, before = _Found(chain, parameters, asked[1 + chain.keys :]), _Before()
+        found, before = _Found(chain, parameters, asked[1 + len(keys) :]), _Before()
         for i, piece in enumerate(chain.pieces):
             given = chain.parameters(i, parameters)
             if isinstance(piece, Affine):
@@ -270,13 +282,13 @@ def _plain_value(chain: Chain, x: Tensor, *parameters: Tensor) -> tuple[Tensor, 
     keys = []
     for i, piece in enumerate(chain.pieces):
         x, key = piece.plain(x, *chain.parameters(i, parameters))
-        if piece.keyed:
+        if piece.keyed and i:
             keys.append(key)
     return tuple(keys) if chain.ends_with_key else (*keys, x)
 
 
 def _plain_product(chain: Chain, c: Tensor, *tensors: Tensor) -> tuple[Tensor]:
-    keys, parameters = list(tensors[: chain.keys]), tensors[chain.keys :]
+    keys, parameters = chain.split(tensors)
     for i in range(len(chain.pieces) - 1, -1, -1):
         piece, given = chain.pieces[i], chain.parameters(i, parameters)
         c = piece.plain_pull(c, keys.pop(), *given) if piece.keyed else piece.pull(c, None, *given)

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisherkernels.ops._batch_norm_plain import IDENTITY, normalised, plain_pull, plain_value
 from fisherkernels.ops._mlp_plain import CURVED, KEEP_INPUT, SWEEP_ACTIVATIONS, activated, drift, scaled
+from fisherkernels.ops._norm_plain import IDENTITY, normalised, plain_pull, plain_value
 
 from .rules import RULES
 
@@ -34,7 +34,7 @@ class Unfit(Exception):
 
 
 def has_maps(x: Tensor) -> bool:
-    """Whether BatchNorm's kernels are made for x: [N, C, ...] with more than one number per sample and channel."""
+    """Whether the norms' kernels are made for x: [N, C, ...] with more than one number per sample and channel."""
     return x.dim() > 2 and x.is_contiguous() and math.prod(x.shape[2:]) > 1 and x.shape[0] > 0
 
 
@@ -117,7 +117,7 @@ class Move(Piece):
 
 
 class Activation(Piece):
-    """An activation behind anything but a BatchNorm."""
+    """An activation behind anything but a norm."""
 
     keyed = True
 
@@ -154,43 +154,49 @@ class Activation(Piece):
 
 
 class Norm(Piece):
-    """BatchNorm with batch statistics, and the activation behind it, if any. The key is the input."""
+    """A norm, and the activation behind it, if any. The key is the input.
+
+    ``groups``: 0 for BatchNorm with batch statistics, -1 for a group of every channel. ``rank``: of the input, if it is
+    known.
+    """
 
     keyed = True
 
-    def __init__(self, options: dict[str, Any], behind: str, constants: tuple):
-        self.eps, self.momentum = options["eps"], options["momentum"]
-        self.running_mean, self.running_var = options["running_mean"], options["running_var"]
+    def __init__(self, groups: int, eps: float, behind: str, constants: tuple, rank: int | None = None):
+        self.groups, self.eps, self.rank = groups, eps, rank
         self.behind, self.constants = behind, constants
         self.kind, self.slope = number_and_slope(behind, constants) if behind else (IDENTITY, 0.0)
         self.steps = 2 if behind else 1
         self.mean = self.rstd = self.variance = None
 
     def fits(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
-        """Whether there is a number for each channel."""
-        given = (weight, bias, self.running_mean, self.running_var)
-        return all(t is None or (t.dim() == 1 and t.shape[0] == x.shape[1]) for t in given)
+        """Whether there is a number for each channel, and as many channels in each group."""
+        if self.groups < 0:
+            self.groups = x.shape[1]
+        whole = not self.groups or (x.shape[1] > 0 and x.shape[1] % self.groups == 0)
+        each = all(t is None or t.shape == x.shape[1:2] for t in (weight, bias))
+        return whole and each and self.rank in (None, x.dim())
 
     def value(self, x: Tensor, weight: Tensor | None, bias: Tensor | None):
         if not (has_maps(x) and self.fits(x, weight, bias)):
             raise Unfit
-        y, self.mean, self.rstd, self.variance = opset.batch_norm_value.default(
-            x, weight, bias, self.eps, self.kind, self.slope
+        y, self.mean, self.rstd, self.variance = opset.norm_value.default(
+            x, weight, bias, self.groups, self.eps, self.kind, self.slope
         )
         return y, x
 
     def plain(self, x: Tensor, weight: Tensor | None, bias: Tensor | None):
-        return plain_value(x, weight, bias, self.eps, self.kind, self.slope), x
+        return plain_value(x, weight, bias, self.groups, self.eps, self.kind, self.slope), x
 
     def plain_pull(self, c: Tensor, key: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        return plain_pull(c, key, weight, bias, self.rstd, self.kind, self.slope)
+        return plain_pull(c, key, weight, bias, self.rstd, self.groups, self.kind, self.slope)
 
     def pull(self, c: Tensor, key: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         return self._pull(c, None, key, False, weight, bias)[0]
 
     def push(self, t: Tensor, c: Tensor, key: Tensor, weight: Tensor | None, bias: Tensor | None):
-        to_c, to_key, again, *to_parameters = opset.batch_norm_pull_backward.default(
-            t, c, key, weight, bias, self.mean, self.rstd, self.kind, self.slope
+        to_c, to_key, again, *to_parameters = opset.norm_pull_backward.default(
+            t, c, key, weight, bias, self.mean, self.rstd, self.groups, self.kind, self.slope
         )
         return to_c, to_key, again, to_parameters
 
@@ -201,15 +207,38 @@ class Norm(Piece):
         return to_key, y, to_parameters
 
     def _pull(self, c, more, key, value, weight, bias):
-        return opset.batch_norm_pull.default(
-            c, more, key, weight, bias, self.mean, self.rstd, self.kind, self.slope, value
+        return opset.norm_pull.default(
+            c, more, key, weight, bias, self.mean, self.rstd, self.groups, self.kind, self.slope, value
         )
 
     def saved_by_rules(self, key: Tensor, weight: Tensor | None, bias: Tensor | None) -> list[tuple]:
-        found = [(key, weight, self.mean, self.rstd, self.eps)]
+        found = [self._saved_by_norm(key, weight)]
         if self.behind:
-            found.append(RULES[self.behind].forward(normalised(key, weight, bias, self.eps), *self.constants)[1])
+            given = normalised(key, weight, bias, self.groups, self.eps)
+            found.append(RULES[self.behind].forward(given, *self.constants)[1])
         return found
+
+    def _saved_by_norm(self, key: Tensor, weight: Tensor | None) -> tuple:
+        return key.flatten(2), weight, self.mean, self.rstd, key.dtype, key.dtype
+
+    def update(self) -> None:
+        """What is counted once a forward."""
+
+
+class BatchNorm(Norm):
+    """With batch statistics, and running ones beside them."""
+
+    def __init__(self, options: dict[str, Any], behind: str, constants: tuple):
+        super().__init__(0, options["eps"], behind, constants)
+        self.momentum = options["momentum"]
+        self.running_mean, self.running_var = options["running_mean"], options["running_var"]
+
+    def fits(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+        running = (self.running_mean, self.running_var)
+        return all(t is None or t.shape == x.shape[1:2] for t in running) and super().fits(x, weight, bias)
+
+    def _saved_by_norm(self, key: Tensor, weight: Tensor | None) -> tuple:
+        return key, weight, self.mean, self.rstd, self.eps
 
     def update(self) -> None:
         """Running statistics, as torch keeps them: the variance unbiased."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .chain import SweptChain, norm_in_graph
+from .chain import SweptChain, norm_in_graph, steps_before
 from .coupling import coupled_steps, train_mode_batch_norm
 from .fallback import Fallback, module_function, store_buffers
 from .jacobian import all_tangents, jacobian_of
@@ -274,28 +274,32 @@ class Linearization:
         rules = tuple(steps[i].rule for i in stretch.steps)
         if torch.compiler.is_compiling():
             return self._run_for_graph(stretch, rules, calls, values)
-        chain = SweptChain(rules, calls)
-        first = stretch.steps[0]
-        count = chain.run(values[steps[first].slots[0]])
-        swept = stretch.steps[:count]
+        at = steps_before(rules, values[steps[stretch.steps[0]].slots[0]])
+        for i, call in zip(stretch.steps[:at], calls[:at], strict=True):
+            self._run(i, values, call)
+        if at == len(rules):
+            return
+        chain, first = SweptChain(rules[at:], calls[at:]), stretch.steps[at]
+        end = at + chain.run(values[steps[first].slots[0]])
+        swept = stretch.steps[at:end]
         if swept:
             last = swept[-1]
             for i, shape in zip(swept, chain.shapes, strict=True):
                 self._folded.shapes[i + 1] = shape
             self._folded.sweeps[last], self._folded.folded[last] = (first, chain.sweep), (swept, chain.saved)
             values[last + 1] = chain.sweep.value
-        for i, call in zip(stretch.steps[count:], calls[count:], strict=True):
+        for i, call in zip(stretch.steps[end:], calls[end:], strict=True):
             self._run(i, values, call)
 
     def _run_for_graph(
         self, stretch: Stretch, rules: tuple[str, ...], calls: list[tuple[tuple, dict]], values: list[Any]
     ) -> None:
-        """Step by step, but for a BatchNorm and the activation behind it."""
+        """Step by step, but for a norm and the activation behind it."""
         at = 0
         while at < len(rules):
             i = stretch.steps[at]
             x = values[self._plan.steps[i].slots[0]]
-            sweep = norm_in_graph(rules, calls, at, x) if rules[at] == "batch_norm" else None
+            sweep = norm_in_graph(rules, calls, at, x)
             if sweep is None:
                 self._run(i, values, calls[at])
                 at += 1

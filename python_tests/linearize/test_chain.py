@@ -1,4 +1,4 @@
-"""Chains with BatchNorm that are swept as one, held against their steps run one by one."""
+"""Chains with norms that are swept as one, held against their steps run one by one."""
 
 import copy
 from unittest import mock
@@ -54,6 +54,43 @@ class Residual(nn.Module):
 
     def forward(self, x):
         return F.relu(x + self.inner(x))
+
+
+class BeforeActivation(nn.Module):
+    """Norm, activation, convolution, twice, and what came in."""
+
+    def __init__(self, channels, norm):
+        super().__init__()
+        layers = [norm(channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1)]
+        self.inner = nn.Sequential(*layers, *copy.deepcopy(layers))
+
+    def forward(self, x):
+        return x + self.inner(x)
+
+
+def before_activation(norm=lambda channels: nn.GroupNorm(2, channels)):
+    return nn.Sequential(nn.Conv2d(2, 4, 3), BeforeActivation(4, norm), norm(4), nn.SiLU(), nn.Flatten())
+
+
+class FunctionalGroups(nn.Module):
+    """Keywords; GroupNorm without parameters, InstanceNorm with them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(2, 4, 2)
+        self.weight, self.bias = nn.Parameter(torch.rand(4)), nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        h = F.gelu(F.group_norm(self.conv(x), num_groups=2, eps=1e-2))
+        return F.tanh(F.instance_norm(h, weight=self.weight, bias=self.bias, eps=1e-2))
+
+
+def groups():
+    return nn.Sequential(
+        nn.Linear(3, 24), nn.Unflatten(1, (6, 2, 2)), nn.GroupNorm(3, 6), nn.Softplus(),
+        nn.ConvTranspose2d(6, 4, 3, 2, 1, 1), nn.GroupNorm(1, 4), nn.LeakyReLU(0.2), nn.Upsample(scale_factor=2),
+        nn.Conv2d(4, 4, 3), nn.InstanceNorm2d(4, affine=True), nn.ELU(), nn.Conv2d(4, 2, 2), nn.GroupNorm(2, 2),
+    )  # fmt: skip
 
 
 def encoder():
@@ -116,6 +153,12 @@ NETWORKS = {  # and the input's shape behind N
     "smooth": (smooth, (2, 7)),
     "an activation with other constants": (lambda: smooth(nn.Conv1d(4, 2, 2), nn.Softplus(2.0)), (2, 7)),
     "norms alone": (norms_alone, (1, 4, 5)),
+    "groups": (groups, (3,)),
+    "groups in functional form": (FunctionalGroups, (2, 5)),
+    "before the activation": (before_activation, (2, 5, 5)),
+    "BatchNorm before the activation": (lambda: before_activation(nn.BatchNorm2d), (2, 5, 5)),
+    "a norm first": (lambda: nn.Sequential(nn.GroupNorm(1, 2), nn.Conv1d(2, 3, 2), nn.Tanh()), (2, 5)),
+    "a norm alone": (lambda: nn.Sequential(nn.InstanceNorm1d(2, affine=True), nn.GELU()), (2, 5)),
     "three dimensions": (
         lambda: nn.Sequential(nn.Conv3d(1, 2, 2), nn.BatchNorm3d(2), nn.SiLU(), nn.ConvTranspose3d(2, 1, 2)),
         (1, 3, 2, 3),
@@ -170,10 +213,16 @@ def swept(lin):
         ),
         (interrupted, ["conv2d batch_norm", "conv2d batch_norm"]),
         (lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.Conv1d(3, 3, 2), nn.BatchNorm1d(3)), ["conv1d batch_norm"]),
-        (lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Conv1d(3, 3, 2)), []),
+        (lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Conv1d(3, 3, 2)), ["batch_norm conv1d"]),
+        (before_activation, ["group_norm silu conv2d group_norm silu conv2d", "group_norm silu"]),
         (lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 3)), []),
         (lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.ReLU(), nn.Conv1d(3, 3, 2)), []),
-        (lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.BatchNorm1d(3), nn.GroupNorm(1, 3)), ["conv1d batch_norm"]),
+        (
+            lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.BatchNorm1d(3), nn.GroupNorm(1, 3), nn.InstanceNorm1d(3)),
+            ["conv1d batch_norm group_norm instance_norm"],
+        ),
+        (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.GroupNorm(2, 4), nn.Linear(4, 2)), []),
+        (lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.InstanceNorm1d(3, track_running_stats=True)), []),
         (
             lambda: nn.Sequential(
                 nn.Conv1d(2, 3, 2), nn.BatchNorm1d(3), nn.Flatten(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2)
@@ -248,7 +297,9 @@ def layer_of(draw, channels, dims):
     if kind == "ConvTranspose" and options["stride"] == 2:
         options["output_padding"] = draw(st.sampled_from([0, 1]))
     conv = getattr(nn, f"{kind}{dims}d")(channels, out, draw(st.sampled_from([1, 2, 3])), **options)
-    norm = getattr(nn, f"BatchNorm{dims}d")(out, eps=1e-2, affine=draw(st.booleans()))
+    options = dict(eps=1e-2, affine=draw(st.booleans()))
+    of_groups = nn.GroupNorm(draw(st.sampled_from([1, 2])), out, **options)
+    norm = draw(st.sampled_from([getattr(nn, f"BatchNorm{dims}d")(out, **options), of_groups]))
     behind = [nn.ReLU(), nn.LeakyReLU(0.2), nn.Tanh(), nn.SiLU(), nn.Softplus(), nn.GELU(), nn.ELU(), nn.Sigmoid()]
     activation = draw(st.sampled_from(behind))
     layers = draw(st.sampled_from([[norm, activation], [norm], [activation], [activation, norm]]))
@@ -257,8 +308,8 @@ def layer_of(draw, channels, dims):
 
 @given(data=st.data(), dims=st.sampled_from([1, 2]), samples=st.sampled_from([2, 5]))
 def test_random_chains(data, dims, samples):
-    """Convolutions of any geometry, BatchNorm and activations in any order."""
-    channels, layers = 2, []
+    """Convolutions of any geometry, norms and activations in any order."""
+    channels, layers = 2, data.draw(st.sampled_from([[], [nn.GroupNorm(1, 2), nn.SiLU()]]))
     for _ in range(data.draw(st.sampled_from([1, 2, 3]))):
         more, channels = layer_of(data.draw, channels, dims)
         layers += more
@@ -302,7 +353,10 @@ def test_kernels_and_twins(name):
 
 
 # torch's double backward of a convolution refuses the rows that a stride left over, as "encoder" has them.
-@pytest.mark.parametrize("name", ["smooth", "norms alone", "three dimensions", "tied", "residual"])
+NO_LEFTOVER = ["smooth", "norms alone", "three dimensions", "tied", "residual", "before the activation"]
+
+
+@pytest.mark.parametrize("name", NO_LEFTOVER)
 def test_second_derivatives(name, step_by_step):
     net, x = make(name)
 
@@ -604,7 +658,7 @@ def test_norms_in_graphs():
     found = []
 
     def backend(graph, inputs):
-        found.extend(node for node in graph.graph.nodes if "batch_norm_" in str(node.target))
+        found.extend(node for node in graph.graph.nodes if "norm_" in str(node.target))
         return graph
 
     def products(x):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fisherkernels.ops._autograd import again
-from fisherkernels.ops._batch_norm_plain import all_but_channels, per_channel, product_in_operations
+from fisherkernels.ops._norm_plain import product_in_operations
 from fisherkernels.transforms import inside_transform
 
 from .base import Layer, SymmetricRule
@@ -79,8 +79,16 @@ class BatchNorm(SymmetricRule):
     def _couple(saved, t: Tensor) -> Tensor:
         input, weight, mean, rstd, eps = saved
         if inside_transform():
-            return product_in_operations(t, input, weight, rstd)
+            return product_in_operations(t, input, weight, rstd, 0)
         return BatchStatisticsProduct.apply(t, input, weight, mean, rstd, eps)
+
+
+def per_channel(v: Tensor, dims: int) -> Tensor:
+    return v.view(1, -1, *([1] * (dims - 2)))  # [1, C, 1, ...]
+
+
+def all_but_channels(dims: int) -> list[int]:
+    return [d for d in range(dims) if d != 1]
 
 
 def _backward(t: Tensor, input: Tensor, weight, mean: Tensor, rstd: Tensor, eps: float) -> tuple[Tensor, ...]:
@@ -92,7 +100,7 @@ def _backward(t: Tensor, input: Tensor, weight, mean: Tensor, rstd: Tensor, eps:
 
 
 def _plain_product(rstd: Tensor, t: Tensor, input: Tensor, weight: Tensor | None) -> tuple[Tensor]:
-    return (product_in_operations(t, input, weight, rstd),)
+    return (product_in_operations(t, input, weight, rstd, 0),)
 
 
 class BatchStatisticsProduct(torch.autograd.Function):
