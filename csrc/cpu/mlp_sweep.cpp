@@ -27,44 +27,6 @@ struct Pointwise {
   T* curvature;     // gets rows * pulled * d a' / d key, or null
 };
 
-template <typename V, typename T>
-FK_INLINE void activation_of(V& x, const Pointwise<T>& p) {
-  if (p.kind == Kind::kTanh) {
-    x = tanh_derivatives<V>(x).value;
-  } else if (p.kind == Kind::kSigmoid) {
-    x = sigmoid<V>(x);
-  } else if (p.kind == Kind::kRelu) {
-    x = x < V{} ? V{} : x;  // NaN stays
-  } else if (p.kind == Kind::kLeakyRelu) {
-    x = x > V{} ? x : x * p.negative_slope;
-  } else {
-    AtInput<V> a;
-    at_input(a, x, p.kind);
-    x = a.value;
-  }
-}
-
-// a' and d a' / d key.
-template <typename V, typename T>
-FK_INLINE void slopes_of(V& slope, V& drift, const V& key, const Pointwise<T>& p) {
-  const V one = V{} + T(1);
-  drift = V{};
-  if (p.kind == Kind::kTanh) {
-    slope = one - key * key;
-    drift = T(-2) * key;
-  } else if (p.kind == Kind::kSigmoid) {
-    slope = key * (one - key);
-    drift = one - T(2) * key;
-  } else if (p.kind == Kind::kLeakyRelu) {
-    slope = key > V{} ? one : V{} + p.negative_slope;
-  } else {
-    AtInput<V> a;
-    at_input(a, key, p.kind);
-    slope = a.slope;
-    drift = a.curvature;
-  }
-}
-
 template <typename T, int kBytes>
 FK_INLINE void pointwise_columns(const Pointwise<T>& p, int64_t at, int64_t column) {
   using V = Vector<T, kBytes>;
@@ -76,7 +38,7 @@ FK_INLINE void pointwise_columns(const Pointwise<T>& p, int64_t at, int64_t colu
       x += other;
     }
     if (p.input) store_vector(p.input + at, x);
-    activation_of(x, p);
+    activate(x, p.kind, p.negative_slope);
   } else {
     V key, added{};
     load_vector(key, p.key + at);
@@ -87,7 +49,7 @@ FK_INLINE void pointwise_columns(const Pointwise<T>& p, int64_t at, int64_t colu
       x = key <= V{} ? V{} : x;
     } else {
       V slope, drift;
-      slopes_of(slope, drift, key, p);
+      slopes_of(slope, drift, key, p.kind, p.negative_slope);
       if (p.curvature) {
         load_vector(other, p.pulled + at);
         other *= x * drift;

@@ -61,4 +61,42 @@ FK_INLINE void at_input(AtInput<V>& to, const V& x, Kind kind) {
   }
 }
 
+template <typename V, typename T>
+FK_INLINE void activate(V& x, Kind kind, T negative_slope) {
+  if (kind == Kind::kTanh) {
+    x = tanh_derivatives<V>(x).value;
+  } else if (kind == Kind::kSigmoid) {
+    x = sigmoid<V>(x);
+  } else if (kind == Kind::kRelu) {
+    x = x < V{} ? V{} : x;  // NaN stays
+  } else if (kind == Kind::kLeakyRelu) {
+    x = x > V{} ? x : x * negative_slope;
+  } else {
+    AtInput<V> a;
+    at_input(a, x, kind);
+    x = a.value;
+  }
+}
+
+// a' and d a' / d key, of all but ReLU.
+template <typename V, typename T>
+FK_INLINE void slopes_of(V& slope, V& drift, const V& key, Kind kind, T negative_slope) {
+  const V one = V{} + T(1);
+  drift = V{};
+  if (kind == Kind::kTanh) {
+    slope = one - key * key;
+    drift = T(-2) * key;
+  } else if (kind == Kind::kSigmoid) {
+    slope = key * (one - key);
+    drift = one - T(2) * key;
+  } else if (kind == Kind::kLeakyRelu) {
+    slope = key > V{} ? one : V{} + negative_slope;
+  } else {
+    AtInput<V> a;
+    at_input(a, key, kind);
+    slope = a.slope;
+    drift = a.curvature;
+  }
+}
+
 }  // namespace fisherkernels

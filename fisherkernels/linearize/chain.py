@@ -8,13 +8,14 @@ Everywhere else, and for tangents and stacks, its steps run one by one. Steps wi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fisherkernels.ops import backends
-from fisherkernels.ops._mlp_plain import SWEEP_ACTIVATIONS
+from fisherkernels.ops._mlp_plain import CURVED, SWEEP_ACTIVATIONS
 from fisherkernels.transforms import for_graph, records
 
 from .chain_nodes import Chain, ChainSweep, sweep
@@ -37,6 +38,7 @@ _MOVES = {"identity", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze",
 _MOVES |= {"pixel_shuffle", "pixel_unshuffle", "interpolate", "avg_pool2d"}
 _MOVES |= {f"adaptive_avg_pool{d}d" for d in (1, 2, 3)}
 _RESHAPES = {"reshape", "flatten", "unflatten", "unsqueeze"}
+_CURVED = {SWEEP_ACTIVATIONS[i] for i in CURVED}
 _INSIDE = {*_ARGUMENTS, *_NORMS, *SWEEP_ACTIVATIONS, *_MOVES}
 
 
@@ -57,7 +59,13 @@ def chains_of(steps: tuple[Step, ...], output: Any, perceptrons: tuple[Stretch, 
             continue
         found.append(current)
         current = [i] if inside and (step.rule in _ARGUMENTS or step.rule in _NORMS) else []
-    return tuple(_chain(steps, c) for c in (*found, current) if any(steps[i].rule in _NORMS for i in c))
+    return tuple(_chain(steps, c) for c in (*found, current) if _worthwhile([steps[i].rule for i in c]))
+
+
+def _worthwhile(rules: Sequence[str]) -> bool:
+    """Whether kernels spare passes over memory: with a norm, or a curved activation in front of a weight."""
+    last = max((i for i, rule in enumerate(rules) if rule in _ARGUMENTS), default=0)
+    return any(rule in _NORMS or (rule in _CURVED and i < last) for i, rule in enumerate(rules))
 
 
 def _of_features(steps: tuple[Step, ...], value: int) -> bool:
@@ -109,8 +117,7 @@ class SweptChain:
         if not _on_native_cpu(x):
             return 0
         self._build()
-        worthwhile = any(isinstance(piece, Norm) for piece in self.pieces)
-        if not (worthwhile and self._fit(x) and records(x, *self.parameters)):
+        if not (self._fit(x) and _worthwhile(self.rules[: len(self.shapes)]) and records(x, *self.parameters)):
             return 0
         try:
             self.sweep = sweep(Chain(self.pieces, self.slots), x, self.parameters)

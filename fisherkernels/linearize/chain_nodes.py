@@ -115,8 +115,8 @@ class _Value(torch.autograd.Function):
     @staticmethod
     @_without_autocast
     def backward(ctx, *received):
-        chain, asked = ctx.chain, _asked(ctx)
-        count = len(asked) - 1
+        chain, count = ctx.chain, len(ctx.needs_input_grad) - 2
+        asked = _asked(ctx, count)
         x, *saved = ctx.saved_tensors
         parameters, keys = saved[:count], [*[x] * chain.front, *saved[count:]]
         if not ordinary(received):
@@ -173,9 +173,10 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @_without_autocast
     def backward(ctx, t):
-        chain, asked = ctx.chain, _asked(ctx)
+        chain = ctx.chain
         if t is None:
-            return (None,) * (1 + len(asked))
+            return (None,) * len(ctx.needs_input_grad)
+        asked = _asked(ctx, len(ctx.needs_input_grad) - 2 - chain.front - chain.keys)
         cotangent, *saved = ctx.saved_tensors
         tensors, kept = saved[: len(asked) - 1], saved[len(asked) - 1 :]
         if not ordinary((t,)):
@@ -266,10 +267,15 @@ class _Before(_Waiting):
         self.moves = []
 
 
-def _asked(ctx: Any) -> list[bool]:
-    """Which of a node's tensors are to get a gradient in this backward."""
-    pairs = zip(ctx.needs_input_grad[1:], ctx.next_functions, strict=True)
-    return [needed and node is not None and will_run(node) for needed, (node, _) in pairs]
+def _asked(ctx: Any, parameters: int) -> list[bool]:
+    """Which of a node's tensors are to get a gradient in this backward; the last ones, parameters, all that can where
+    one of them is (to ask of a leaf takes an exception).
+    """
+    pairs = list(zip(ctx.needs_input_grad[1:], ctx.next_functions, strict=True))
+    can = [needed and node is not None for needed, (node, _) in pairs]
+    first = len(can) - parameters
+    some = any(can[i] and will_run(pairs[i][1][0]) for i in range(first, len(can)))
+    return [can[i] and (some if i >= first else will_run(pairs[i][1][0])) for i in range(len(can))]
 
 
 def _release(ctx: Any) -> None:

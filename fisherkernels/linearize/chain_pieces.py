@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisherkernels.ops._mlp_plain import CURVED, KEEP_INPUT, SWEEP_ACTIVATIONS, activated, drift, scaled
+from fisherkernels.ops._autograd import below_autograd
+from fisherkernels.ops._mlp_plain import CURVED, KEEP_INPUT, SWEEP_ACTIVATIONS, activated, scaled
 from fisherkernels.ops._norm_plain import IDENTITY, normalised, plain_pull, plain_value
 
 from .rules import RULES
@@ -27,6 +28,13 @@ opset = torch.ops.fisherkernels
 def number_and_slope(rule: str, constants: tuple) -> tuple[int, float]:
     """An activation as the kernels take it."""
     return SWEEP_ACTIVATIONS.index(rule), float(constants[0]) if rule == "leaky_relu" else 0.0
+
+
+def run(op: Any, *args: Any) -> Any:
+    """An operator's results: in a node's own passes past the Autograd kernel, which would record nothing there."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return op(*args)
+    return below_autograd(op, *args)
 
 
 class Unfit(Exception):
@@ -126,31 +134,36 @@ class Activation(Piece):
         self.by_value = self.kind not in KEEP_INPUT
 
     def value(self, x: Tensor):
+        y = run(opset.activation_value.default, x, self.kind, self.slope)
+        return y, y if self.by_value else x
+
+    def plain(self, x: Tensor):
         y = activated(x, self.kind, self.slope)
         return y, y if self.by_value else x
 
-    plain = value
-
     def pull(self, c: Tensor, key: Tensor) -> Tensor:
-        return scaled(c, key, self.kind, self.slope)
+        return run(opset.activation_pull.default, c, None, key, self.kind, self.slope, False)[0]
 
-    plain_pull = pull
+    def plain_pull(self, c: Tensor, key: Tensor) -> Tensor:
+        return scaled(c, key, self.kind, self.slope)
 
     def saved_by_rules(self, key: Tensor) -> list[tuple]:
         end = (True,) if self.kind == SWEEP_ACTIVATIONS.index("leaky_relu") else ()  # the key is the value
         return [(key, *self.constants, *end)]
 
     def push(self, t: Tensor, c: Tensor, key: Tensor):
-        to_key = t * c * drift(key, self.kind) if self.kind in CURVED else None
-        return self.pull(t, key), to_key, self.pull(c, key), ()
+        to_c, to_key, again = run(opset.activation_pull_backward.default, t, c, key, self.kind, self.slope)
+        return to_c, to_key if self.kind in CURVED else None, again, ()
 
     def gradient(self, g: Tensor | None, more: Tensor | None, key: Tensor, value: bool):
-        if self.by_value:
-            total = more if g is None else g if more is None else g + more
-            return self.pull(total, key), key, ()
-        pulled = None if g is None else self.pull(g, key)
-        total = more if pulled is None else pulled if more is None else pulled.add_(more)
-        return total, activated(key, self.kind, self.slope) if value else None, ()
+        value = value and not self.by_value
+        if g is None and self.by_value:
+            g, more = more, None
+        if g is None:
+            pulled, y = more, run(opset.activation_value.default, key, self.kind, self.slope) if value else None
+        else:
+            pulled, y = run(opset.activation_pull.default, g, more, key, self.kind, self.slope, value)
+        return pulled, key if self.by_value else y, ()
 
 
 class Norm(Piece):
@@ -180,8 +193,8 @@ class Norm(Piece):
     def value(self, x: Tensor, weight: Tensor | None, bias: Tensor | None):
         if not (has_maps(x) and self.fits(x, weight, bias)):
             raise Unfit
-        y, self.mean, self.rstd, self.variance = opset.norm_value.default(
-            x, weight, bias, self.groups, self.eps, self.kind, self.slope
+        y, self.mean, self.rstd, self.variance = run(
+            opset.norm_value.default, x, weight, bias, self.groups, self.eps, self.kind, self.slope
         )
         return y, x
 
@@ -195,8 +208,9 @@ class Norm(Piece):
         return self._pull(c, None, key, False, weight, bias)[0]
 
     def push(self, t: Tensor, c: Tensor, key: Tensor, weight: Tensor | None, bias: Tensor | None):
-        to_c, to_key, again, *to_parameters = opset.norm_pull_backward.default(
-            t, c, key, weight, bias, self.mean, self.rstd, self.groups, self.kind, self.slope
+        constants = self.mean, self.rstd, self.groups, self.kind, self.slope
+        to_c, to_key, again, *to_parameters = run(
+            opset.norm_pull_backward.default, t, c, key, weight, bias, *constants
         )
         return to_c, to_key, again, to_parameters
 
@@ -207,9 +221,8 @@ class Norm(Piece):
         return to_key, y, to_parameters
 
     def _pull(self, c, more, key, value, weight, bias):
-        return opset.norm_pull.default(
-            c, more, key, weight, bias, self.mean, self.rstd, self.groups, self.kind, self.slope, value
-        )
+        constants = self.mean, self.rstd, self.groups, self.kind, self.slope
+        return run(opset.norm_pull.default, c, more, key, weight, bias, *constants, value)
 
     def saved_by_rules(self, key: Tensor, weight: Tensor | None, bias: Tensor | None) -> list[tuple]:
         found = [self._saved_by_norm(key, weight)]

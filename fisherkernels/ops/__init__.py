@@ -1,13 +1,14 @@
 """Fused operators: `fisherkernels.ops.NAME` checks its arguments and calls `torch.ops.fisherkernels.NAME`.
 
-Every operator has a native CPU kernel, a native CUDA kernel (but for `relu_metric_factor`, `mlp_laplacian`, `mlp_sweep`
-and the norms', which are `linearize`'s own) and a PyTorch twin; the twin runs wherever there is no native kernel. Each
-is differentiable once, except `mlp_sweep` and the norms', which are as often as needed, those of the solvers
-(`metric_solve`, `factor_solve`, `relu_metric_factor`, `cg_update`), through which `FisherMetric` differentiates
-implicitly, and `svgd_step`, whose particles carry no graph.
+Every operator has a native CPU kernel, a native CUDA kernel (but for `relu_metric_factor`, `mlp_laplacian`, and what is
+`linearize`'s own: `mlp_sweep`, those of norms and activations) and a PyTorch twin; the twin runs wherever there is no
+native kernel. Each is differentiable once, except `mlp_sweep` and the norms', which are as often as needed, the
+activations' and those of the solvers (`metric_solve`, `factor_solve`, `relu_metric_factor`, `cg_update`), through which
+`FisherMetric` differentiates implicitly, and `svgd_step`, whose particles carry no graph.
 """
 
-import fisherkernels.ops._norm_operators  # noqa: F401  (linearize's own)
+import fisherkernels.ops._activation_operators  # noqa: F401  (linearize's own)
+import fisherkernels.ops._norm_operators  # noqa: F401  (likewise)
 from fisherkernels.ops._library import BackendStatus, backends, load_libraries, use_twins
 from fisherkernels.ops.activation_tangents import activation_tangents
 from fisherkernels.ops.cg_update import cg_update

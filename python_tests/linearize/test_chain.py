@@ -85,6 +85,15 @@ class FunctionalGroups(nn.Module):
         return F.tanh(F.instance_norm(h, weight=self.weight, bias=self.bias, eps=1e-2))
 
 
+def activations():
+    """No norms; keys that are values, and inputs."""
+    return nn.Sequential(
+        nn.Linear(3, 16), nn.Softplus(), nn.Unflatten(1, (4, 2, 2)), nn.ConvTranspose2d(4, 5, 2), nn.SiLU(),
+        nn.Conv2d(5, 4, 2, bias=False), nn.ReLU(), nn.GELU(), nn.Upsample(scale_factor=2), nn.Conv2d(4, 3, 2), nn.ELU(),
+        nn.Tanh(), nn.Conv2d(3, 3, 2), nn.LeakyReLU(0.2), nn.Conv2d(3, 2, 1), nn.Sigmoid(),
+    )  # fmt: skip
+
+
 def groups():
     return nn.Sequential(
         nn.Linear(3, 24), nn.Unflatten(1, (6, 2, 2)), nn.GroupNorm(3, 6), nn.Softplus(),
@@ -137,7 +146,7 @@ def smooth(*extra):
 def norms_alone():
     """BatchNorm twice, an activation behind another one, BatchNorm at the end."""
     return nn.Sequential(
-        nn.Conv2d(1, 3, 2), nn.BatchNorm2d(3), nn.BatchNorm2d(3, eps=0.1), nn.Tanh(), nn.Sigmoid(), nn.Softplus(),
+        nn.Conv2d(1, 3, 2), nn.BatchNorm2d(3), nn.BatchNorm2d(3, eps=0.1), nn.Tanh(), nn.SiLU(), nn.ELU(),
         nn.Conv2d(3, 2, 2), nn.BatchNorm2d(2, track_running_stats=False),
     )  # fmt: skip
 
@@ -153,6 +162,7 @@ NETWORKS = {  # and the input's shape behind N
     "smooth": (smooth, (2, 7)),
     "an activation with other constants": (lambda: smooth(nn.Conv1d(4, 2, 2), nn.Softplus(2.0)), (2, 7)),
     "norms alone": (norms_alone, (1, 4, 5)),
+    "activations alone": (activations, (3,)),
     "groups": (groups, (3,)),
     "groups in functional form": (FunctionalGroups, (2, 5)),
     "before the activation": (before_activation, (2, 5, 5)),
@@ -216,7 +226,8 @@ def swept(lin):
         (lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Conv1d(3, 3, 2)), ["batch_norm conv1d"]),
         (before_activation, ["group_norm silu conv2d group_norm silu conv2d", "group_norm silu"]),
         (lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 3)), []),
-        (lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.ReLU(), nn.Conv1d(3, 3, 2)), []),
+        (lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.ReLU(), nn.Conv1d(3, 3, 2), nn.Tanh()), []),
+        (lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.GELU(), nn.Conv1d(3, 3, 2)), ["conv1d gelu conv1d"]),
         (
             lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.BatchNorm1d(3), nn.GroupNorm(1, 3), nn.InstanceNorm1d(3)),
             ["conv1d batch_norm group_norm instance_norm"],
