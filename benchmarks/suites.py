@@ -5,14 +5,14 @@ from importlib import import_module
 SUITES = {
     "ops": (
         "ops.activation_tangents",
-        "ops.batch_norm",
         "ops.gaussian_information",
         "ops.gaussian_score",
+        "ops.norms",
         "ops.posterior_residual",
         "ops.score_moments",
         "ops.stability",
     ),
-    "steps": ("steps.fisher_ae_mlp", "steps.fisher_ae_conv"),
+    "steps": ("steps.fisher_ae_mlp", "steps.fisher_ae_conv", "steps.fisher_ae_residual"),
     "cycles": ("steps.algorithm_1",),
     "fisher_net": ("fisher_net.sample", "fisher_net.sample_backward", "fisher_net.peak", "fisher_net.step"),
     "laplacian": ("laplacian.cases",),

@@ -60,3 +60,21 @@ def compile_cold():
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+class _Stopped(torch.autograd.Function):
+    """Identity that gives no gradient, not even zeros."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return None
+
+
+@pytest.fixture
+def stopped():
+    """stopped(t): t, from which no gradient comes back."""
+    return _Stopped.apply

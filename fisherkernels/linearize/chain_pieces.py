@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fisherkernels.ops._autograd import below_autograd
 from fisherkernels.ops._mlp_plain import CURVED, KEEP_INPUT, SWEEP_ACTIVATIONS, activated, scaled
@@ -227,9 +228,11 @@ class Norm(Piece):
     def saved_by_rules(self, key: Tensor, weight: Tensor | None, bias: Tensor | None) -> list[tuple]:
         found = [self._saved_by_norm(key, weight)]
         if self.behind:
-            given = normalised(key, weight, bias, self.groups, self.eps)
-            found.append(RULES[self.behind].forward(given, *self.constants)[1])
+            found.append(RULES[self.behind].forward(self._normalised(key, weight, bias), *self.constants)[1])
         return found
+
+    def _normalised(self, key: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return F.group_norm(key, self.groups, weight, bias, self.eps)
 
     def _saved_by_norm(self, key: Tensor, weight: Tensor | None) -> tuple:
         return key.flatten(2), weight, self.mean, self.rstd, key.dtype, key.dtype
@@ -249,6 +252,11 @@ class BatchNorm(Norm):
     def fits(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
         running = (self.running_mean, self.running_var)
         return all(t is None or t.shape == x.shape[1:2] for t in running) and super().fits(x, weight, bias)
+
+    def _normalised(self, key: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        if weight is None:  # F.batch_norm loses a second derivative there
+            return normalised(key, weight, bias, 0, self.eps)
+        return F.batch_norm(key, None, None, weight, bias, True, 0.0, self.eps)
 
     def _saved_by_norm(self, key: Tensor, weight: Tensor | None) -> tuple:
         return key, weight, self.mean, self.rstd, self.eps

@@ -59,6 +59,17 @@ def linearize(
         >>> torch.allclose(lin.vjp(c), torch.func.vjp(net, x)[1](c)[0], atol=1e-6)
         True
     """
+    return _linearize(net, x, parameters, batch_statistics, True)
+
+
+def linearize_for_stacks(net: nn.Module, x: Tensor, *, batch_statistics: str = "batch") -> Linearization:
+    """:func:`linearize` for who wants tangents, or stacks: no chain is swept, whose steps would be asked for next."""
+    return _linearize(net, x, None, batch_statistics, False)
+
+
+def _linearize(
+    net: nn.Module, x: Tensor, parameters: dict[str, Tensor] | None, batch_statistics: str, chains: bool
+) -> Linearization:
     if not isinstance(net, nn.Module):
         raise TypeError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
     refuse_distributed(net, "net")
@@ -71,7 +82,7 @@ def linearize(
     plan = plan_of(net)
     if torch.compiler.is_compiling():
         holds(net, plan)  # each look becomes a guard: train(), eval() or a changed layer compiles anew
-    return Linearization(net, x, plan, parameters, batch_statistics == "frozen")
+    return Linearization(net, x, plan, parameters, batch_statistics == "frozen", chains)
 
 
 class Linearization:
@@ -89,6 +100,7 @@ class Linearization:
         plan: Plan,
         parameters: dict[str, Tensor] | None = None,
         frozen: bool = False,
+        chains: bool = True,
     ):
         self._net, self._plan, self._frozen = net, plan, frozen
         self._parameters = _checked(net, parameters)
@@ -100,7 +112,7 @@ class Linearization:
         batch = x.shape[0] if x.dim() else 1
         self._folded = Record(plan.steps, [None] * count, [shape_of(x), *[None] * count], batch, {}, {})
         runs = dict.fromkeys(plan.perceptrons, self._run_perceptron)
-        if not frozen:
+        if chains and not frozen:
             runs |= dict.fromkeys(plan.chains, self._run_chain)
         stretches = {stretch.steps[0]: stretch for stretch in runs}
         inside = {i for stretch in runs for i in (*stretch.steps, *stretch.between)}

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fisherkernels import ops
 from fisherkernels.checks import check_choice, check_count, check_number, check_same, type_name
-from fisherkernels.linearize import linearize
+from fisherkernels.linearize import linearize_for_stacks
 from fisherkernels.metric import cost_model
 from fisherkernels.metric.arguments import check_mean, check_stack
 from fisherkernels.metric.conjugate_gradients import Solution, conjugate_gradients
@@ -83,7 +83,7 @@ class FisherMetric:
         check_mean(mean)
         check_count("memory_budget", memory_budget)
         self.linearization = run_network(
-            "decoder", lambda net, z: linearize(net, z, batch_statistics=batch_statistics), decoder, mean
+            "decoder", lambda net, z: linearize_for_stacks(net, z, batch_statistics=batch_statistics), decoder, mean
         )
         value = self.linearization.value
         if not isinstance(value, Tensor) or value.dim() == 0 or value.shape[0] != mean.shape[0]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fisherkernels.checks import check_choice, check_count
-from fisherkernels.linearize import Linearization, linearize
+from fisherkernels.linearize import Linearization, linearize_for_stacks
 from fisherkernels.linearize.jacobian import require_memory_budget, require_per_sample_value, require_uncoupled
 from fisherkernels.linearize.walk import value_size, vector_size
 from fisherkernels.second_order.directions import tangents_of_input
@@ -119,7 +119,7 @@ def laplacian(
 
 
 def _linearized(net: nn.Module, x: Tensor, batch_statistics: str) -> Linearization:
-    lin = linearize(net, x, batch_statistics=batch_statistics)
+    lin = linearize_for_stacks(net, x, batch_statistics=batch_statistics)
     require_per_sample_value(lin)
     require_uncoupled(lin)
     return lin
@@ -142,7 +142,7 @@ def _mlp_laplacian(
         return LaplacianOutput(value, pushed.mT, total)
     if not jacobian:
         return LaplacianOutput(value, None, total)
-    lin = linearize(net, x)
+    lin = linearize_for_stacks(net, x)
     return LaplacianOutput(lin.value, lin.jacobian(memory_budget=memory_budget), total)
 
 

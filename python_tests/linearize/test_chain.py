@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from linearize_oracle import PRIMITIVE, all_close, check, close, gradients, rms, scalar_of
+from linearize_oracle import OTHER_WAYS, PRIMITIVE, all_close, check, close, gradients, rms, scalar_of
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fisherkernels import fisher_ae_loss, linearize, ops, reference
-from fisherkernels.linearize import chain
+from fisherkernels.linearize import chain, linearize_for_stacks
 from fisherkernels.linearize.plan import plan_of
 
 swept_run = pytest.mark.skipif(not ops.backends()["cpu"].active, reason="chains need the native cpu library")
@@ -387,28 +387,9 @@ def test_second_derivatives(name, step_by_step):
     all_close(twice(swept()), expected, 1e-9, "rules")
 
 
-def batched_gradients(lin, wanted):
-    outputs = lin.vjp(lin.value.sin()), lin.value
-    many = [torch.stack([output.detach().cos(), output.detach()]) for output in outputs]
-    return torch.autograd.grad(outputs, wanted, many, is_grads_batched=True)
-
-
-def gradients_with_tangents(lin, wanted):
-    product = lin.vjp(lin.value.sin())
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(product.detach().cos(), product.detach())
-        found = torch.autograd.grad(product, wanted, dual)
-        return [torch.autograd.forward_ad.unpack_dual(grad).tangent for grad in found]
-
-
-def gradients_without_nan(lin, wanted):
-    with torch.autograd.detect_anomaly():
-        return torch.autograd.grad(lin.vjp(lin.value.sin()).square().sum(), wanted)
-
-
 @swept_run
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("way", [batched_gradients, gradients_with_tangents, gradients_without_nan])
+@pytest.mark.parametrize("way", OTHER_WAYS)
 def test_other_ways_to_a_gradient(way, step_by_step):
     net, x = make("smooth")
     wanted = [x, *net.parameters()]
@@ -489,23 +470,11 @@ class TestBackward:
         assert last.bias.grad is None or isinstance(net[-1], nn.Sigmoid)
 
 
-class _Stopped(torch.autograd.Function):
-    """Identity that gives no gradient, not even zeros."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return None
-
-
 @pytest.mark.parametrize("create_graph", [False, True])
-def test_no_gradient_arrives(create_graph):
+def test_no_gradient_arrives(stopped, create_graph):
     net, x = make("encoder")
     lin = linearize(net, x)
-    loss = sum(_Stopped.apply(t).sum() for t in (lin.value, lin.vjp(lin.value.sin())))
+    loss = sum(stopped(t).sum() for t in (lin.value, lin.vjp(lin.value.sin())))
     for grad in torch.autograd.grad(loss, [x, *net.parameters()], allow_unused=True, create_graph=create_graph):
         assert grad is None or not grad.any()
 
@@ -553,6 +522,7 @@ def under(context):
         pytest.param(lambda net, x: linearize(net.bfloat16(), x.bfloat16()), id="bfloat16"),
         pytest.param(lambda net, x: linearize(net.eval(), x), id="eval"),
         pytest.param(lambda net, x: linearize(net, x, batch_statistics="frozen"), id="frozen"),
+        pytest.param(linearize_for_stacks, id="for stacks"),
         pytest.param(lambda net, x: linearize(net, x.to(memory_format=torch.channels_last)), id="channels last"),
         pytest.param(
             lambda net, x: linearize(net.to(memory_format=torch.channels_last), x), id="weights in channels last"

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from linearize_oracle import all_close, close, gradients, scalar_of
+from linearize_oracle import OTHER_WAYS, all_close, close, gradients, scalar_of
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch.nn import functional as F
@@ -576,28 +576,8 @@ def test_fisher_auto_encoder(trained):
     all_close(*found, 1e-12, "the loss")
 
 
-def batched_gradients(lin, wanted):
-    outputs = lin.vjp(lin.value.sin()), lin.value
-    many = [torch.stack([output.detach().cos(), output.detach()]) for output in outputs]
-    return torch.autograd.grad(outputs, wanted, many, is_grads_batched=True)
-
-
-def gradients_with_tangents(lin, wanted):
-    product = lin.vjp(lin.value.sin())
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(product.detach().cos(), product.detach())
-        found = torch.autograd.grad(product, wanted, dual)
-        return [torch.autograd.forward_ad.unpack_dual(grad).tangent for grad in found]
-
-
-def gradients_without_nan(lin, wanted):
-    """No memory that nobody wrote, which is NaN under test, passes for a gradient."""
-    with torch.autograd.detect_anomaly():
-        return torch.autograd.grad(lin.vjp(lin.value.sin()).square().sum(), wanted)
-
-
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("way", [batched_gradients, gradients_with_tangents, gradients_without_nan])
+@pytest.mark.parametrize("way", OTHER_WAYS)
 def test_other_ways_to_a_gradient(way, step_by_step):
     net = nn.Sequential(nn.Linear(3, 64), nn.Tanh(), nn.Linear(64, 6), nn.Sigmoid()).double()
     x = torch.randn(4, 3, dtype=torch.float64).requires_grad_()

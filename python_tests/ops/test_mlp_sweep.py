@@ -206,22 +206,10 @@ def test_a_cotangent_alone_is_differentiated(device, random_tensor):
     torch.testing.assert_close(result, expected)
 
 
-class _Stopped(torch.autograd.Function):
-    """Identity that gives no gradient, not even zeros."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return None
-
-
 @pytest.mark.parametrize("create_graph", [False, True])
-def test_no_gradient_arrives(device, random_tensor, create_graph):
+def test_no_gradient_arrives(device, random_tensor, stopped, create_graph):
     args = with_leaves(make_arguments(random_tensor, (3, 5, 2), 4, ["tanh"], device=device))
-    loss = total(map(_Stopped.apply, called(*args)))
+    loss = total(map(stopped, called(*args)))
     for grad in torch.autograd.grad(loss, tensors_of(args), allow_unused=True, create_graph=create_graph):
         assert grad is None or not grad.any()
 
