@@ -317,9 +317,10 @@ def layer_of(draw, channels, dims):
     return [conv, *layers], out
 
 
-@given(data=st.data(), dims=st.sampled_from([1, 2]), samples=st.sampled_from([2, 5]))
-def test_random_chains(data, dims, samples):
+@given(data=st.data(), dims=st.sampled_from([1, 2]), samples=st.sampled_from([2, 5]), seed=st.integers(0, 10**6))
+def test_random_chains(data, dims, samples, seed):
     """Convolutions of any geometry, norms and activations in any order."""
+    torch.manual_seed(seed)
     channels, layers = 2, data.draw(st.sampled_from([[], [nn.GroupNorm(1, 2), nn.SiLU()]]))
     for _ in range(data.draw(st.sampled_from([1, 2, 3]))):
         more, channels = layer_of(data.draw, channels, dims)
@@ -337,10 +338,10 @@ def test_random_chains(data, dims, samples):
     # Else rounding decides on which side of a kink it is, or is all that BatchNorm of a constant map gives.
     assume(all(s > 1e-9 for s in smallest) and value.std() > 1e-3)
     lin = linearize(net, x)
-    close(lin.value, value, 1e-12, "value")
+    close(lin.value, value, 1e-11, "value")  # norms of nearly constant maps enlarge what rounding left
     expected = [value, torch.autograd.grad(value, x, value.sin(), create_graph=True)[0]]
     parts = [lin.value, lin.vjp(lin.value.sin())]
-    close(parts[1], expected[1], 1e-10, "product")
+    close(parts[1], expected[1], 1e-10, "product", floor=1e-3)  # a norm of two numbers all but leaves none
     all_close(gradients(scalar_of(parts), net, x), gradients(scalar_of(expected), twin, x), 1e-9, "both")
     for result, buffer in zip(net.buffers(), twin.buffers(), strict=True):
         torch.testing.assert_close(result, buffer)
