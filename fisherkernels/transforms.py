@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 
 def inside_transform() -> bool:
@@ -12,7 +13,10 @@ def inside_transform() -> bool:
 def plainly_eager() -> bool:
     """False where operations are traced, transformed or carry tangents: a node of our own would hide them."""
     return not (
-        torch.compiler.is_compiling() or inside_transform() or torch.autograd.forward_ad._current_level >= 0
+        torch.compiler.is_compiling()
+        or inside_transform()
+        or torch.autograd.forward_ad._current_level >= 0
+        or get_proxy_mode() is not None  # make_fx
     )
 
 

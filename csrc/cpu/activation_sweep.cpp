@@ -18,7 +18,7 @@ struct Arrays {
 };
 
 // x to a' x.
-template <typename V, typename T>
+template <typename V>
 FK_INLINE void scale(V& x, const V& key, const V& slope, Kind kind) {
   x = kind == Kind::kRelu ? (key <= V{} ? V{} : x) : x * slope;
 }
@@ -44,7 +44,7 @@ struct Pull {
     if (a.kind != Kind::kRelu) slopes_of(slope, drift, key, a.kind, a.negative_slope);
     const bool input = keeps_input(a.kind);
     if (!input) g += more;
-    scale<V, T>(g, key, slope, a.kind);
+    scale(g, key, slope, a.kind);
     if (input) g += more;
     store_vector(a.to[0] + i, g);
     if (a.to[1]) {
@@ -64,8 +64,8 @@ struct Tangent {
     load_vector(c, a.second + i);
     if (a.kind != Kind::kRelu) slopes_of(slope, drift, key, a.kind, a.negative_slope);
     if (a.to[1]) store_vector(a.to[1] + i, V(drift * c * t));
-    scale<V, T>(t, key, slope, a.kind);
-    scale<V, T>(c, key, slope, a.kind);
+    scale(t, key, slope, a.kind);
+    scale(c, key, slope, a.kind);
     store_vector(a.to[0] + i, t);
     store_vector(a.to[2] + i, c);
   }
@@ -120,12 +120,9 @@ struct Given {
                     "the activations' operators: unknown activation");
   }
 
-  // A contiguous tensor of the key's shape and dtype.
   Tensor like_key(const Tensor& t) const {
-    bool same = t.scalar_type() == key.scalar_type() && t.dim() == key.dim();
-    for (int64_t d = 0; same && d < key.dim(); ++d) same = t.size(d) == key.size(d);
-    STD_TORCH_CHECK(same, "the activations' operators: expected a tensor of the key's shape and dtype");
-    return as_contiguous(t);
+    return contiguous_like(t, key,
+                           "the activations' operators: expected a tensor of the key's shape and dtype");
   }
 
   std::optional<Tensor> like_key(const std::optional<Tensor>& t) const {

@@ -87,10 +87,10 @@ struct WriteValue : Pass {
   }
 };
 
-// What the gradients of a run's weight and bias are made of.
+// Sums over a run of p = a' c, û p and p t, and the gradients of its weight and bias.
 struct RunSums {
-  double plain, scaled, both;  // of p = a' c, û p and p t; of the bent ones, h and û h, where there are any
-  double bend, bend_scaled;
+  double plain, scaled, both;
+  double to_weight, to_bias;
 };
 
 // Sums of p = a' c and of û p in each run, and with the weights in all; c is the first of `others`.
@@ -122,6 +122,8 @@ struct ProductSums : Pass {
   }
   FK_INLINE void leave(int64_t run) {
     runs[run] = {plain.take(), scaled.take(), 0, 0, 0};
+    runs[run].to_weight = runs[run].scaled;  // as the value's backward pass
+    runs[run].to_bias = runs[run].plain;
     a += s.weight * runs[run].plain;
     k += s.weight * runs[run].scaled;
   }
@@ -242,10 +244,10 @@ struct BendSums : Pass {
     scaled.gather();
   }
   FK_INLINE void leave(int64_t run) {
-    runs[run].bend = plain.take();
-    runs[run].bend_scaled = scaled.take();
-    bend += s.weight * runs[run].bend;
-    bend_scaled += s.weight * runs[run].bend_scaled;
+    runs[run].to_bias = plain.take();
+    runs[run].to_weight = scaled.take();
+    bend += s.weight * runs[run].to_bias;
+    bend_scaled += s.weight * runs[run].to_weight;
   }
 };
 
@@ -321,10 +323,6 @@ FK_INLINE void product_of(Set<T>& s, RunSums* runs) {
   const double n = static_cast<double>(std::max<int64_t>(1, s.count));
   WriteProduct<T, kBytes, kCurved> write(s, sums.a / n, sums.k / n);
   over<kBytes>(s, write);
-  for (int64_t run = 0; run < s.runs; ++run) {  // p and û p: the gradients of bias and weight
-    runs[run].bend = runs[run].plain;
-    runs[run].bend_scaled = runs[run].scaled;
-  }
 }
 
 template <int kBytes, bool kCurved, typename T>
@@ -342,9 +340,9 @@ FK_INLINE void tangent_of(Set<T>& s, RunSums* runs) {
   }
   WriteTangent<T, kBytes, kCurved> write(s, m);
   over<kBytes>(s, write);
-  for (int64_t run = 0; run < s.runs; ++run) {
-    const RunSums& r = runs[run];
-    runs[run].bend_scaled += s.rstd * (r.both - t * r.plain - scaled_t * r.scaled);
+  for (int64_t run = 0; run < s.runs && s.count > 0; ++run) {
+    RunSums& r = runs[run];
+    r.to_weight += s.rstd * (r.both - t * r.plain - scaled_t * r.scaled);
   }
 }
 

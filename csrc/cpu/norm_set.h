@@ -113,22 +113,25 @@ void copy_run(T* to, const T* from, int64_t n) {
   }
 }
 
-// How sets are walked: where they lie, or gathered. BatchNorm's short runs become one; a group's, which have
-// weights of their own, are padded to whole vectors, so that none of their numbers is taken alone.
+// How sets are walked: where they lie, or, where their runs are short, gathered. BatchNorm's become one run
+// then; a group's, which have weights of their own, are padded to whole vectors, so that none of their
+// numbers is taken alone.
 template <typename T>
 struct Walk {
   bool gather;
   int64_t runs, length;  // as walked
+  int64_t arrays = 0;    // that a pass reads and writes
 
   Walk(const Norm<T>& norm, int64_t lanes) {
     const bool batch = !norm.groups;
-    gather = batch ? norm.size < kShortRun : norm.size % lanes != 0;
+    gather = norm.size < kShortRun && (batch || norm.size % lanes != 0);
     runs = batch ? (gather ? 1 : norm.samples) : norm.members();
     length = !gather ? norm.size : batch ? norm.numbers() : (norm.size + lanes - 1) / lanes * lanes;
+    for (const T* p : {norm.u, norm.others[0], norm.others[1]}) arrays += p != nullptr;
+    for (const T* p : norm.outputs) arrays += p != nullptr;
   }
 
-  static constexpr int64_t kArrays = 6;
-  int64_t scratch() const { return gather ? kArrays * runs * length : 0; }  // numbers
+  int64_t scratch() const { return gather ? arrays * runs * length : 0; }  // numbers
 };
 
 // A set's numbers; padding of u is the mean, that of the others 0. Outputs go back with put_back().

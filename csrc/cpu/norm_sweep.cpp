@@ -28,8 +28,8 @@ void put_gradients(const Norm<T>& norm, int64_t set, const RunSums* runs, int64_
   for (int64_t part = 0; part < parts; ++part) {
     double weight = 0, bias = 0;
     for (int64_t run = part; run < (norm.groups ? part + 1 : count); ++run) {
-      weight += runs[run].bend_scaled;
-      bias += runs[run].bend;
+      weight += runs[run].to_weight;
+      bias += runs[run].to_bias;
     }
     norm.per_part[0][set * parts + part] = static_cast<T>(weight);
     norm.per_part[1][set * parts + part] = static_cast<T>(bias);
@@ -40,7 +40,8 @@ template <int kBytes, Sweep kSweep, typename T>
 FK_INLINE void sets_of(const Norm<T>& norm, int64_t begin, int64_t end) {
   const Walk<T> walk(norm, kBytes / sizeof(T));
   constexpr int64_t kLine = 64 / sizeof(T);  // what follows begins at a cache line
-  const int64_t sums = (walk.runs * static_cast<int64_t>(sizeof(RunSums) / sizeof(T)) + kLine - 1) / kLine * kLine;
+  const int64_t sums =
+      (walk.runs * static_cast<int64_t>(sizeof(RunSums) / sizeof(T)) + kLine - 1) / kLine * kLine;
   const Scratch<T> scratch(walk.scratch() + sums);
   RunSums* runs = reinterpret_cast<RunSums*>(scratch.data());
   for (int64_t set = begin; set < end; ++set) {
@@ -99,6 +100,8 @@ struct Given {
                        : kind == Kind::kRelu   ? 0
                                                : slope) {
     STD_TORCH_CHECK(u.dim() > 1, "the norms' operators: expected x [N, C, ...]");
+    STD_TORCH_CHECK(kind >= Kind::kIdentity && kind <= Kind::kGelu,
+                    "the norms' operators: unknown activation");
     STD_TORCH_CHECK(groups == 0 || (groups > 0 && u.size(1) > 0 && u.size(1) % groups == 0),
                     "the norms' operators: expected C divisible by the groups, or 0 groups");
     for (const auto& t : {this->weight, this->bias}) {
@@ -113,12 +116,8 @@ struct Given {
                     "the norms' operators: expected a number of x's dtype for each ", owner);
   }
 
-  // A contiguous tensor that has x's shape and dtype.
   Tensor like_x(const Tensor& t) const {
-    bool same = t.scalar_type() == u.scalar_type() && t.dim() == u.dim();
-    for (int64_t d = 0; same && d < u.dim(); ++d) same = t.size(d) == u.size(d);
-    STD_TORCH_CHECK(same, "the norms' operators: expected a tensor of x's shape and dtype");
-    return as_contiguous(t);
+    return contiguous_like(t, u, "the norms' operators: expected a tensor of x's shape and dtype");
   }
 
   template <typename T>

@@ -23,6 +23,14 @@ inline std::optional<Tensor> as_contiguous(const std::optional<Tensor>& t) {
   return t.has_value() ? std::optional<Tensor>(as_contiguous(*t)) : std::nullopt;
 }
 
+// A contiguous tensor of the model's shape and dtype, or an error.
+inline Tensor contiguous_like(const Tensor& t, const Tensor& model, const char* otherwise) {
+  bool same = t.scalar_type() == model.scalar_type() && t.dim() == model.dim();
+  for (int64_t d = 0; same && d < model.dim(); ++d) same = t.size(d) == model.size(d);
+  STD_TORCH_CHECK(same, otherwise);
+  return as_contiguous(t);
+}
+
 template <typename T>
 const T* pointer(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());

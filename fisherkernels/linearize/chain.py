@@ -1,9 +1,10 @@
-"""Chains of a plan: steps one behind the other, with a norm among them, that are swept as one.
+"""Chains of a plan: steps one behind the other, with a norm or a curved activation among them, that are swept as one.
 
 On a CPU in eager mode a chain's value and each of its vector-Jacobian products is one autograd node with its backward
 written out (chain_nodes.py), made of pieces (chain_pieces.py): weights, a norm (BatchNorm of batch statistics,
 GroupNorm, InstanceNorm) with the activation behind it in one kernel, other activations, and what only moves numbers.
-Everywhere else, and for tangents and stacks, its steps run one by one. Steps with other rules end a chain.
+Everywhere else, and for tangents and stacks, its steps run one by one. Steps with other rules end a chain; one whose
+constants or sizes the kernels do not take is run by itself, and what is behind it may be a chain again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fisherkernels.ops._mlp_plain import CURVED, SWEEP_ACTIVATIONS
 from fisherkernels.transforms import for_graph, records
 
 from .chain_nodes import Chain, ChainSweep, sweep
-from .chain_pieces import Activation, Affine, BatchNorm, Move, Norm, Piece, Unfit, has_maps
+from .chain_pieces import Activation, Affine, BatchNorm, Move, Norm, Piece, Unfit, has_maps, pays
 from .perceptron import constants_of, has_kernel
 from .plan import Step, Stretch, uses_of
 
@@ -39,11 +40,12 @@ _MOVES |= {"pixel_shuffle", "pixel_unshuffle", "interpolate", "avg_pool2d"}
 _MOVES |= {f"adaptive_avg_pool{d}d" for d in (1, 2, 3)}
 _RESHAPES = {"reshape", "flatten", "unflatten", "unsqueeze"}
 _CURVED = {SWEEP_ACTIVATIONS[i] for i in CURVED}
+LEAST_WORK = 2**19  # multiplications of a pass, at least, or 16 times the numbers that come in
 _INSIDE = {*_ARGUMENTS, *_NORMS, *SWEEP_ACTIVATIONS, *_MOVES}
 
 
 def chains_of(steps: tuple[Step, ...], output: Any, perceptrons: tuple[Stretch, ...]) -> tuple[Stretch, ...]:
-    """Every chain: it begins with a weight or a norm, has a norm, and between two weights are not just moves."""
+    """Every chain: it begins with a weight or a norm, has what kernels are for, and between weights not just moves."""
     uses = uses_of(steps, output)
     taken = {i for stretch in perceptrons for i in stretch.steps}
     found: list[list[int]] = []
@@ -69,11 +71,13 @@ def _worthwhile(rules: Sequence[str]) -> bool:
 
 
 def _of_features(steps: tuple[Step, ...], value: int) -> bool:
-    """Whether a value is known to be features [N, C], of which norms have no kernel."""
+    """Whether a value will be features [N, C], of which norms have no kernel: the guess, not more, spares attempts."""
     while value > 0:
         step = steps[value - 1]
+        if step.rule == "flatten":
+            return (*step.args[1:], *(part for key, part in step.kwargs if key == "start_dim"))[:1] in ((), (1,))
         if step.rule in _ARGUMENTS or step.rule in _RESHAPES:
-            return step.rule in ("linear", "flatten")
+            return step.rule == "linear"
         if step.rule not in _INSIDE or len(step.slots) != 1:
             return False
         value = step.slots[0]
@@ -93,13 +97,9 @@ def _chain(steps: tuple[Step, ...], found: list[int]) -> Stretch:
     return Stretch(tuple(found), between)
 
 
-def steps_before(rules: tuple[str, ...], x: Tensor) -> int:
-    """How many steps of a chain are in front of what its kernels are made for: all up to a weight where a norm meets no
-    maps.
-    """
-    if rules[0] not in _NORMS or has_maps(x):
-        return 0
-    return next((i for i, rule in enumerate(rules) if rule in _ARGUMENTS), len(rules))
+def begins(rule: str, x: Tensor) -> bool:
+    """Whether a chain that is swept can begin with this step of one that was planned."""
+    return rule in _ARGUMENTS or (rule in _NORMS and has_maps(x))
 
 
 class SweptChain:
@@ -110,23 +110,35 @@ class SweptChain:
         self.pieces: list[Piece] = []
         self.slots: list[tuple[int, ...]] = []
         self.parameters: list[Tensor] = []
+        self.chain: Chain | None = None
         self.sweep: ChainSweep | None = None
 
-    def run(self, x: Tensor) -> int:
-        """How many of its steps were swept, from the first on."""
+    def run(self, x: Tensor) -> int | None:
+        """How many of its steps were swept, from the first on; None where none behind it can be either."""
         if not _on_native_cpu(x):
-            return 0
+            return None
         self._build()
-        if not (self._fit(x) and _worthwhile(self.rules[: len(self.shapes)]) and records(x, *self.parameters)):
+        if not (self._fit(x) and records(x, *self.parameters)):
+            return None
+        if not (pays(self.pieces) and self._is_large(x)):
             return 0
+        self.chain = Chain(self.pieces, self.slots)
         try:
-            self.sweep = sweep(Chain(self.pieces, self.slots), x, self.parameters)
+            self.sweep = sweep(self.chain, x, self.parameters)
         except Unfit:
             return 0
         for piece in self.pieces:
             if isinstance(piece, Norm):
                 piece.update()
         return len(self.shapes)
+
+    def _is_large(self, x: Tensor) -> bool:
+        """Whether a step is long enough, about ten milliseconds, for activations alone to make up for the nodes' own
+        time.
+        """
+        if any(isinstance(piece, Norm) for piece in self.pieces):
+            return True
+        return max(16 * x.numel(), x.shape[0] * sum(t.numel() for t in self.parameters)) >= LEAST_WORK
 
     def _build(self) -> None:
         """Pieces up to the first step that has none."""
@@ -179,7 +191,7 @@ class SweptChain:
         with torch.inference_mode(False), torch.enable_grad():  # kept for others than who asks first
             for i, piece in enumerate(self.pieces):
                 key = next(keys) if piece.keyed else None
-                found += piece.saved_by_rules(key, *self.sweep.chain.parameters(i, self.parameters))
+                found += piece.saved_by_rules(key, *self.chain.parameters(i, self.parameters))
         return found
 
 
@@ -225,10 +237,11 @@ def norm_in_graph(rules: tuple[str, ...], calls: list[tuple[tuple, dict]], at: i
 def norm_at(
     rules: tuple[str, ...], calls: list[tuple[tuple, dict]], at: int
 ) -> tuple[Norm, Tensor | None, Tensor | None] | None:
-    """The norm at a position and its parameters; None for BatchNorm in eval mode."""
+    """The norm at a position and its parameters; None for BatchNorm in eval mode and for less than one group."""
     rule, (args, kwargs) = rules[at], calls[at]
     options = _NORM_DEFAULTS | dict(zip(_NORMS[rule], args, strict=False)) | kwargs
-    if rule == "batch_norm" and not options["training"]:
+    groups = options.get("num_groups")
+    if (rule == "batch_norm" and not options["training"]) or (groups is not None and groups < 1):
         return None
     behind, constants = rules[at + 1] if at + 1 < len(rules) else "", ()
     if behind in SWEEP_ACTIVATIONS:
@@ -239,7 +252,7 @@ def norm_at(
     if rule == "batch_norm":
         norm: Norm = BatchNorm(options, behind, constants)
     else:
-        norm = Norm(options.get("num_groups", -1), options["eps"], behind, constants, options.get("rank"))
+        norm = Norm(groups, options["eps"], behind, constants, options.get("rank"))
     return norm, options["weight"], options["bias"]
 
 

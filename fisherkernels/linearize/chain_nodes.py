@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fisherkernels.ops._autograd import again, ordinary, will_run
 
-from .chain_pieces import Affine, Move, Piece, Unfit
+from .chain_pieces import Affine, Move, Piece, Unfit, pays
 
 
 class Chain:
@@ -29,8 +29,25 @@ class Chain:
         return tuple(flat[slot] if slot >= 0 else None for slot in self.slots[i])
 
     def cut(self, i: int) -> None:
-        """End it before piece i."""
+        """End it before piece i.
+
+        Raises:
+            Unfit: it is not worth while then.
+        """
         del self.pieces[i:], self.slots[i:]
+        if not pays(self.pieces):
+            raise Unfit
+
+    def for_products(self) -> tuple[Chain, list[int]]:
+        """The same with the parameters of products alone, and where these were: no product has a weight's bias."""
+        used = [
+            slot if slot >= 0 and not (isinstance(piece, Affine) and j > 0) else -1
+            for piece, slots in zip(self.pieces, self.slots, strict=True)
+            for j, slot in enumerate(slots)
+        ]
+        chosen = sorted(set(used) - {-1})
+        new = iter(-1 if slot < 0 else chosen.index(slot) for slot in used)
+        return Chain(self.pieces, [tuple(next(new) for _ in slots) for slots in self.slots]), chosen
 
     @property
     def front(self) -> int:
@@ -54,7 +71,9 @@ class Chain:
 
 
 class ChainSweep(NamedTuple):
-    """``shared``: the keys, the input or outputs of the value's node, and the parameters."""
+    """``chain``: as products take it; ``shared``: the keys, the input or outputs of the value's node, and the products'
+    parameters.
+    """
 
     value: Tensor
     chain: Chain
@@ -69,12 +88,16 @@ def sweep(chain: Chain, x: Tensor, parameters: Sequence[Tensor]) -> ChainSweep:
     """The chain's value at x; cut before a piece that cannot take what comes.
 
     Raises:
-        Unfit: that is the first one.
+        Unfit: nothing worth while is left.
     """
     results = _Value.apply(chain, x, *parameters)
     # Behind a view, so that its hooks run only where it has a gradient of its own.
+    keyed = (piece for piece in chain.pieces if piece.keyed)
     keys = (*(x,) * chain.front, *results[: chain.keys])
-    return ChainSweep(results[-1].view_as(results[-1]), chain, (*keys, *parameters))
+    keys = tuple(key if piece.curved else key.detach() for piece, key in zip(keyed, keys, strict=True))
+    products, chosen = chain.for_products()
+    shared = (*keys, *(parameters[slot] for slot in chosen))
+    return ChainSweep(results[-1].view_as(results[-1]), products, shared)
 
 
 def _without_autocast(backward: Callable) -> Callable:
@@ -100,8 +123,6 @@ class _Value(torch.autograd.Function):
             try:
                 y, key = piece.value(y, *chain.parameters(i, parameters))
             except Unfit:
-                if i == 0:
-                    raise
                 chain.cut(i)
                 break
             piece.shape = tuple(y.shape)

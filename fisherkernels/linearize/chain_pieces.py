@@ -24,6 +24,7 @@ from fisherkernels.ops._norm_plain import IDENTITY, normalised, plain_pull, plai
 from .rules import RULES
 
 opset = torch.ops.fisherkernels
+SMALLEST_MAP = 16  # numbers of a map: in smaller ones a group's channels, with weights of their own, are slow
 
 
 def number_and_slope(rule: str, constants: tuple) -> tuple[int, float]:
@@ -48,11 +49,19 @@ def has_maps(x: Tensor) -> bool:
 
 
 class Piece:
-    """``keyed``: a key is kept; ``by_value``: it is y. ``steps``: how many of the plan; ``shape``: of y."""
+    """``keyed``: a key is kept; ``by_value``: it is y; ``curved``: products give it a gradient. ``steps``: how many of
+    the plan it is; ``shape``: of y.
+    """
 
-    keyed = by_value = False
+    keyed = by_value = curved = False
     steps = 1
     shape: tuple[int, ...] = ()
+
+
+def pays(pieces: Sequence[Piece]) -> bool:
+    """Whether kernels spare passes over memory: with a norm, or a curved activation in front of a weight."""
+    last = max((i for i, piece in enumerate(pieces) if isinstance(piece, Affine)), default=0)
+    return any(isinstance(piece, Norm) or (piece.curved and i < last) for i, piece in enumerate(pieces))
 
 
 class Affine(Piece):
@@ -131,8 +140,9 @@ class Activation(Piece):
     keyed = True
 
     def __init__(self, rule: str, constants: tuple):
-        self.kind, self.slope, self.constants = number_and_slope(rule, constants) + (constants,)
-        self.by_value = self.kind not in KEEP_INPUT
+        self.kind, self.slope = number_and_slope(rule, constants)
+        self.constants = constants
+        self.by_value, self.curved = self.kind not in KEEP_INPUT, self.kind in CURVED
 
     def value(self, x: Tensor):
         y = run(opset.activation_value.default, x, self.kind, self.slope)
@@ -154,7 +164,7 @@ class Activation(Piece):
 
     def push(self, t: Tensor, c: Tensor, key: Tensor):
         to_c, to_key, again = run(opset.activation_pull_backward.default, t, c, key, self.kind, self.slope)
-        return to_c, to_key if self.kind in CURVED else None, again, ()
+        return to_c, to_key if self.curved else None, again, ()
 
     def gradient(self, g: Tensor | None, more: Tensor | None, key: Tensor, value: bool):
         value = value and not self.by_value
@@ -170,30 +180,32 @@ class Activation(Piece):
 class Norm(Piece):
     """A norm, and the activation behind it, if any. The key is the input.
 
-    ``groups``: 0 for BatchNorm with batch statistics, -1 for a group of every channel. ``rank``: of the input, if it is
-    known.
+    ``groups``: 0 for BatchNorm with batch statistics, None for a group of every channel. ``rank``: of the input, if it
+    is known.
     """
 
-    keyed = True
+    keyed = curved = True
 
-    def __init__(self, groups: int, eps: float, behind: str, constants: tuple, rank: int | None = None):
-        self.groups, self.eps, self.rank = groups, eps, rank
+    def __init__(self, groups: int | None, eps: float, behind: str, constants: tuple, rank: int | None = None):
+        self.every, self.groups = groups is None, groups or 0
+        self.eps, self.rank = eps, rank
         self.behind, self.constants = behind, constants
         self.kind, self.slope = number_and_slope(behind, constants) if behind else (IDENTITY, 0.0)
         self.steps = 2 if behind else 1
         self.mean = self.rstd = self.variance = None
 
     def fits(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
-        """Whether there is a number for each channel, and as many channels in each group."""
-        if self.groups < 0:
-            self.groups = x.shape[1]
-        whole = not self.groups or (x.shape[1] > 0 and x.shape[1] % self.groups == 0)
+        """Whether there is a number for each channel, as many channels in each group, and maps that are not tiny."""
+        channels = x.shape[1]
         each = all(t is None or t.shape == x.shape[1:2] for t in (weight, bias))
-        return whole and each and self.rank in (None, x.dim())
+        whole = self.every or not self.groups or (channels > 0 and channels % self.groups == 0)
+        wide = not (self.every or self.groups) or math.prod(x.shape[2:]) >= SMALLEST_MAP
+        return each and whole and wide and self.rank in (None, x.dim())
 
     def value(self, x: Tensor, weight: Tensor | None, bias: Tensor | None):
         if not (has_maps(x) and self.fits(x, weight, bias)):
             raise Unfit
+        self.groups = x.shape[1] if self.every else self.groups
         y, self.mean, self.rstd, self.variance = run(
             opset.norm_value.default, x, weight, bias, self.groups, self.eps, self.kind, self.slope
         )
@@ -238,7 +250,7 @@ class Norm(Piece):
         return key.flatten(2), weight, self.mean, self.rstd, key.dtype, key.dtype
 
     def update(self) -> None:
-        """What is counted once a forward."""
+        """Running statistics, of a norm that has them."""
 
 
 class BatchNorm(Norm):
@@ -262,7 +274,7 @@ class BatchNorm(Norm):
         return key, weight, self.mean, self.rstd, self.eps
 
     def update(self) -> None:
-        """Running statistics, as torch keeps them: the variance unbiased."""
+        """As torch keeps them: the variance unbiased."""
         with torch.no_grad():
             if self.running_mean is not None:
                 self.running_mean.mul_(1 - self.momentum).add_(self.mean, alpha=self.momentum)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .chain import SweptChain, norm_in_graph, steps_before
+from .chain import SweptChain, begins, norm_in_graph
 from .coupling import coupled_steps, train_mode_batch_norm
 from .fallback import Fallback, module_function, store_buffers
 from .jacobian import all_tangents, jacobian_of
@@ -281,27 +281,34 @@ class Linearization:
             self._run(i, values)
 
     def _run_chain(self, stretch: Stretch, values: list[Any]) -> None:
-        """As one, as far as that can be."""
+        """As one, or in as few as can be."""
         calls, steps = self._calls(stretch, values), self._plan.steps
         rules = tuple(steps[i].rule for i in stretch.steps)
         if torch.compiler.is_compiling():
             return self._run_for_graph(stretch, rules, calls, values)
-        at = steps_before(rules, values[steps[stretch.steps[0]].slots[0]])
-        for i, call in zip(stretch.steps[:at], calls[:at], strict=True):
-            self._run(i, values, call)
-        if at == len(rules):
-            return
-        chain, first = SweptChain(rules[at:], calls[at:]), stretch.steps[at]
-        end = at + chain.run(values[steps[first].slots[0]])
-        swept = stretch.steps[at:end]
-        if swept:
-            last = swept[-1]
-            for i, shape in zip(swept, chain.shapes, strict=True):
-                self._folded.shapes[i + 1] = shape
-            self._folded.sweeps[last], self._folded.folded[last] = (first, chain.sweep), (swept, chain.saved)
-            values[last + 1] = chain.sweep.value
-        for i, call in zip(stretch.steps[end:], calls[end:], strict=True):
-            self._run(i, values, call)
+        at, hopeful = 0, True
+        while at < len(rules):
+            i = stretch.steps[at]
+            x = values[steps[i].slots[0]]
+            count = None
+            if hopeful and begins(rules[at], x):
+                chain = SweptChain(rules[at:], calls[at:])
+                count = chain.run(x)
+                hopeful = count is not None
+            if not count:
+                self._run(i, values, calls[at])
+                at += 1
+                continue
+            self._keep(chain, stretch.steps[at : at + count], values)
+            at += count
+
+    def _keep(self, chain: SweptChain, swept: tuple[int, ...], values: list[Any]) -> None:
+        """The value and the products of these steps."""
+        last = swept[-1]
+        for i, shape in zip(swept, chain.shapes, strict=True):
+            self._folded.shapes[i + 1] = shape
+        self._folded.sweeps[last], self._folded.folded[last] = (swept[0], chain.sweep), (swept, chain.saved)
+        values[last + 1] = chain.sweep.value
 
     def _run_for_graph(
         self, stretch: Stretch, rules: tuple[str, ...], calls: list[tuple[tuple, dict]], values: list[Any]

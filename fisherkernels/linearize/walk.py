@@ -27,9 +27,13 @@ class Record(NamedTuple):
     def unfold(self, last: int | None = None) -> None:
         """Fill in what the steps of a chain, or of all, saved."""
         for chosen in list(self.folded) if last is None else [last]:
-            steps, saved = self.folded.pop(chosen)
+            found = self.folded.get(chosen)
+            if found is None:  # another thread was faster
+                continue
+            steps, saved = found
             for i, kept in zip(steps, saved(), strict=True):
                 self.saved[i] = ("rule", kept)
+            self.folded.pop(chosen, None)
 
 
 def shape_of(value: Any) -> Any:

@@ -2,9 +2,10 @@
 
 Every operator has a native CPU kernel, a native CUDA kernel (but for `relu_metric_factor`, `mlp_laplacian`, and what is
 `linearize`'s own: `mlp_sweep`, those of norms and activations) and a PyTorch twin; the twin runs wherever there is no
-native kernel. Each is differentiable once, except `mlp_sweep` and the norms', which are as often as needed, the
-activations' and those of the solvers (`metric_solve`, `factor_solve`, `relu_metric_factor`, `cg_update`), through which
-`FisherMetric` differentiates implicitly, and `svgd_step`, whose particles carry no graph.
+native kernel. Each is differentiable once, except `mlp_sweep` and the norms', which are as often as needed, those of
+the solvers (`metric_solve`, `factor_solve`, `relu_metric_factor`, `cg_update`), through which `FisherMetric`
+differentiates implicitly, `svgd_step`, whose particles carry no graph, and the activations', called inside `linearize`'s
+own nodes.
 """
 
 import fisherkernels.ops._activation_operators  # noqa: F401  (linearize's own)

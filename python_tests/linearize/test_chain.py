@@ -1,6 +1,7 @@
-"""Chains with norms that are swept as one, held against their steps run one by one."""
+"""Chains that are swept as one, held against their steps run one by one."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import pytest
@@ -9,11 +10,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from linearize_oracle import OTHER_WAYS, PRIMITIVE, all_close, check, close, gradients, rms, scalar_of
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fisherkernels import fisher_ae_loss, linearize, ops, reference
-from fisherkernels.linearize import chain, linearize_for_stacks
+from fisherkernels.linearize import chain, chain_pieces, linearize_for_stacks
 from fisherkernels.linearize.plan import plan_of
 
 swept_run = pytest.mark.skipif(not ops.backends()["cpu"].active, reason="chains need the native cpu library")
@@ -184,6 +186,12 @@ NETWORKS = {  # and the input's shape behind N
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
 
+@pytest.fixture(autouse=True)
+def however_small(monkeypatch):
+    monkeypatch.setattr(chain, "LEAST_WORK", 0)
+    monkeypatch.setattr(chain_pieces, "SMALLEST_MAP", 2)
+
+
 @pytest.fixture
 def step_by_step(monkeypatch):
     """start(): from here on no chain is swept."""
@@ -254,7 +262,7 @@ def test_chains(make, kinds):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_swept_in_eager_mode(name, dtype):
     net, x = make(name, dtype)
-    expected = len(plan_of(net).chains)
+    expected = 2 if name == "cut at a padding" else len(plan_of(net).chains)
     assert swept(linearize(net, x)) == expected
     assert swept(linearize(net, x.detach())) == expected
     assert swept(linearize(net.requires_grad_(False), x)) == expected
@@ -538,21 +546,94 @@ def test_step_by_step_otherwise(run):
 
 @swept_run
 @pytest.mark.parametrize(
-    "name, last",
+    "name, expected",
     [
-        ("cut at a padding", 4),
-        ("cut at BatchNorm of single numbers", 4),
-        ("cut at BatchNorm in eval mode", 4),
-        ("an activation with other constants", 6),
+        ("cut at a padding", [(0, 4), (6, 6)]),
+        ("cut at BatchNorm of single numbers", [(0, 4)]),
+        ("cut at BatchNorm in eval mode", [(0, 4)]),
+        ("an activation with other constants", [(0, 6)]),
     ],
 )
-def test_the_front_of_a_chain_is_swept(name, last):
-    """As far as the kernels go; what is counted in a forward is counted once."""
+def test_the_front_of_a_chain_is_swept(name, expected):
+    """As far as the kernels go, and again behind that; what is counted in a forward is counted once."""
     net, x = make(name)
     lin = linearize(net, x)
-    assert [(first, end) for end, (first, _) in lin._folded.sweeps.items()] == [(0, last)]
+    assert [(first, end) for end, (first, _) in lin._folded.sweeps.items()] == expected
     counts = {module.num_batches_tracked.item() for module in net if hasattr(module, "num_batches_tracked")}
     assert counts == ({0, 1} if "eval" in name else {1})
+
+
+@swept_run
+@pytest.mark.parametrize(
+    "front",
+    [
+        lambda: [nn.BatchNorm2d(2).eval()],
+        lambda: [nn.Conv2d(2, 2, 1), nn.ELU(0.5)],
+        lambda: [nn.Flatten(), nn.BatchNorm1d(50), nn.Unflatten(1, (2, 5, 5))],
+        lambda: [nn.Flatten(2), nn.GroupNorm(2, 2), nn.Unflatten(2, (5, 5))],
+    ],
+)
+def test_what_is_behind_is_swept(front):
+    net = nn.Sequential(*front(), nn.Conv2d(2, 4, 2), nn.GroupNorm(2, 4), nn.SiLU()).double()
+    x = torch.randn(3, 2, 5, 5, dtype=torch.float64, requires_grad=True)
+    lin = linearize(net, x)
+    assert len(net) - 1 in lin._folded.sweeps
+    check(net, x.shape, tolerance=1e-11)
+
+
+@swept_run
+def test_small_ones_are_left_to_the_rules(monkeypatch):
+    """Activations alone in a short step, groups in maps of a few numbers."""
+    monkeypatch.undo()
+    small = nn.Sequential(nn.Conv2d(2, 4, 2), nn.SiLU(), nn.Conv2d(4, 4, 2))
+    assert swept(linearize(small, torch.randn(3, 2, 5, 5))) == 0
+    assert swept(linearize(small, torch.randn(2, 2, 128, 128))) == 1
+    wide = nn.Sequential(nn.Linear(8, 32), nn.SiLU(), nn.Unflatten(1, (32, 1)), nn.Conv1d(32, 2100, 1))
+    assert swept(linearize(wide, torch.randn(8, 8))) == 1
+    groups = nn.Sequential(nn.Conv2d(2, 4, 2), nn.GroupNorm(2, 4), nn.SiLU())
+    assert [swept(linearize(groups, torch.randn(3, 2, size, size))) for size in (4, 5)] == [0, 1]
+
+
+@pytest.mark.parametrize("number", [0, -1, -2, 4])
+def test_a_number_of_groups_that_is_none(number):
+    class Net(nn.Module):
+        def forward(self, x):
+            return F.silu(F.group_norm(x, number))
+
+    x = torch.randn(2, 6, 5, 5, requires_grad=True)
+    with pytest.raises((ValueError, RuntimeError, ZeroDivisionError)):
+        linearize(Net(), x)
+
+
+@swept_run
+@pytest.mark.parametrize("name", ["smooth", "groups", "before the activation", "activations alone", "a norm first"])
+def test_compiled_autograd(name):
+    net, x = make(name)
+    lin = linearize(net, x)
+    loss = scalar_of([lin.value, lin.vjp(lin.value.sin())])
+    expected = torch.autograd.grad(loss, [x, *net.parameters()], retain_graph=True)
+    with torch._dynamo.compiled_autograd._enable(lambda graph: graph):
+        loss.backward()
+    all_close([x.grad, *(p.grad for p in net.parameters())], expected, 1e-10, "both")
+
+
+def test_traced_by_make_fx():
+    """Its graphs are of operations that have derivatives."""
+    net, x = make("groups")
+    traced = make_fx(lambda x: linearize(net, x).value)(x)
+    given = torch.randn_like(x)
+    close(traced(given), linearize(net, given).value, 1e-12, "value")
+
+
+@swept_run
+def test_tangents_in_threads():
+    """What the steps saved is filled in before another thread looks for it."""
+    net, x = make("groups")
+    for _ in range(20):
+        lin = linearize(net, x)
+        with ThreadPoolExecutor(4) as pool:
+            results = list(pool.map(lin.jvp, [x.detach()] * 4))
+        assert all(torch.equal(result, results[0]) for result in results)
 
 
 def test_a_single_number_per_channel_is_refused():

@@ -205,6 +205,8 @@ def test_what_does_not_fit_is_refused():
         opset.norm_value(x, torch.ones(1), None, BATCH, EPS, *constants("tanh"))
     with pytest.raises(RuntimeError, match="divisible by the groups"):
         opset.norm_value(x, None, None, 3, EPS, *constants("tanh"))
+    with pytest.raises(RuntimeError, match="unknown activation"):
+        opset.norm_value(x, None, None, BATCH, EPS, 8, 0.0)
     _, mean, rstd, _ = opset.norm_value(x, None, None, BATCH, EPS, *constants("tanh"))
     rest = mean, rstd, BATCH, *constants("tanh")
     for other in (c.bfloat16(), c[:2], c.double(), c.flatten(1)):
@@ -214,6 +216,15 @@ def test_what_does_not_fit_is_refused():
             opset.norm_pull_backward(c, other, x, None, None, *rest)
     with pytest.raises(RuntimeError, match="for each set"):
         opset.norm_pull(c, None, x, None, None, mean, rstd, 1, *constants("tanh"), False)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 5), (2, 3, 0)])
+def test_empty(device, shape):
+    x = torch.empty(shape, device=device)
+    statistics = [torch.full((3,), torch.nan, device=device)] * 2
+    results = opset.norm_pull_backward(x, x, x, None, None, *statistics, BATCH, *constants("silu"))
+    assert [result.shape for result in results[:3]] == [x.shape] * 3
+    assert not any(result.any() for result in results[3:])
 
 
 @both_norms
