@@ -4,8 +4,8 @@ Every operator has a native CPU kernel, a native CUDA kernel (but for `relu_metr
 `linearize`'s own: `mlp_sweep`, those of norms and activations) and a PyTorch twin; the twin runs wherever there is no
 native kernel. Each is differentiable once, except `mlp_sweep` and the norms', which are as often as needed, those of
 the solvers (`metric_solve`, `factor_solve`, `relu_metric_factor`, `cg_update`), through which `FisherMetric`
-differentiates implicitly, `svgd_step`, whose particles carry no graph, and the activations', called inside `linearize`'s
-own nodes.
+differentiates implicitly, `svgd_step`, whose particles carry no graph, and the activations', which only `linearize`'s
+own nodes call.
 """
 
 import fisherkernels.ops._activation_operators  # noqa: F401  (linearize's own)
