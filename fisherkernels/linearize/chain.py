@@ -115,12 +115,10 @@ class SweptChain:
 
     def run(self, x: Tensor) -> int | None:
         """How many of its steps were swept, from the first on; None where none behind it can be either."""
-        if not _on_native_cpu(x):
+        if not (_on_native_cpu(x) and torch.is_grad_enabled()):
             return None
         self._build()
-        if not (self._fit(x) and records(x, *self.parameters)):
-            return None
-        if not (pays(self.pieces) and self._is_large(x)):
+        if not (pays(self.pieces) and self._fit(x) and self._is_large(x) and records(x, *self.parameters)):
             return 0
         self.chain = Chain(self.pieces, self.slots)
         try:

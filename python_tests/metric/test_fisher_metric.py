@@ -97,10 +97,11 @@ def test_lanczos_of_as_many_steps_as_dimensions_is_exact_for_its_probes(case, nu
     logarithm = matrix_logarithm(case.dense())
     probes = case.vectors(5)
     expected = torch.einsum("kni,nij,knj->n", probes, logarithm, probes) / 5
-    assert_close("probes", case.metric.logdet("lanczos", noise=probes, num_steps=num_steps), expected)
+    floor = 1e-3  # of ReLUs that are all off ln|M| is 0
+    assert_close("probes", case.metric.logdet("lanczos", noise=probes, num_steps=num_steps), expected, floor=floor)
     unit = d**0.5 * torch.eye(d).double()[:, None].expand(-1, case.mean.shape[0], -1)
     exact = torch.linalg.slogdet(case.dense()).logabsdet
-    assert_close("unit vectors", case.metric.logdet("lanczos", noise=unit, num_steps=num_steps), exact)
+    assert_close("unit vectors", case.metric.logdet("lanczos", noise=unit, num_steps=num_steps), exact, floor=floor)
 
 
 def matrix_logarithm(M):
