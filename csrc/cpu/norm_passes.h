@@ -1,10 +1,15 @@
 // A norm and an activation behind it, y = a(w û + b) with û = (u - mean) rstd: what is done with the numbers
 // of one set for the value, the vector-Jacobian product, and the product's backward pass.
 //
-// The product: q = w a' c and J^T c = r (q - A - û K), means over the set A of q and K of û q. Its backward
-// pass for the tangent t, with means T of t, S of û t and G = mean(q t) - T A - S K: the gradient of q is e =
-// r (t - T - û S); of the activation's input, h = w a'' c e; of u, -r^2 (K t + S q - K T - S A + û (G - 2 K
-// S)) + r (w h - mean(w h) - û mean(û w h)).
+// The product, with q = w a' c and means over the set, A of q and K of û q:
+//   r (q - A - û K).
+// Its backward pass for a tangent t, with means T of t, S of û t and G = mean(q t) - T A - S K: the gradients
+//   of q:  e = r (t - T - û S),
+//   of the activation's input:  h = w a'' c e,
+//   of u:  r (w h - mean(w h) - û mean(û w h)) - r² (K t + S q - K T - S A + û (G - 2 K S)).
+//
+// A curved activation costs more than a number's way to the cache and back: the first pass evaluates it and
+// leaves what follows from it in the outputs, for the next ones.
 #pragma once
 
 #include <cmath>

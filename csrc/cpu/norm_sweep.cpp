@@ -1,6 +1,6 @@
 // BatchNorm or GroupNorm and an activation behind it: value, vector-Jacobian product, and the backward passes
 // of both. Each reads what it needs from memory once: a set's numbers stay in a core's cache between the
-// passes over them. Floor: 2 numbers read or written per element for the value, 3 for the product, 6 and 5
+// passes over them. Floor: 2 numbers read or written per element for the value, 3 for the product, 5 and 6
 // for their backward passes.
 #include "cpu/buffers.h"
 #include "cpu/norm_passes.h"
