@@ -194,12 +194,16 @@ class Norm(Piece):
         self.steps = 2 if behind else 1
         self.mean = self.rstd = self.variance = None
 
+    @property
+    def of_batch(self) -> bool:
+        return not (self.every or self.groups)
+
     def fits(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
         """Whether there is a number for each channel, as many channels in each group, and maps that are not tiny."""
         channels = x.shape[1]
         each = all(t is None or t.shape == x.shape[1:2] for t in (weight, bias))
-        whole = self.every or not self.groups or (channels > 0 and channels % self.groups == 0)
-        wide = not (self.every or self.groups) or math.prod(x.shape[2:]) >= SMALLEST_MAP
+        whole = self.every or self.of_batch or (channels > 0 and channels % self.groups == 0)
+        wide = self.of_batch or math.prod(x.shape[2:]) >= SMALLEST_MAP
         return each and whole and wide and self.rank in (None, x.dim())
 
     def value(self, x: Tensor, weight: Tensor | None, bias: Tensor | None):

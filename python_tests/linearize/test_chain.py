@@ -583,8 +583,12 @@ def test_what_is_behind_is_swept(front):
 
 @swept_run
 def test_small_ones_are_left_to_the_rules(monkeypatch):
-    """Activations alone in a short step, groups in maps of a few numbers."""
+    """Activations alone or BatchNorm in a short step, groups in maps of a few numbers."""
     monkeypatch.undo()
+    for behind, expected in ((nn.ReLU, [0, 0, 1]), (nn.SiLU, [0, 1, 1])):
+        batch = nn.Sequential(nn.Conv2d(2, 4, 2), nn.BatchNorm2d(4), behind())
+        sizes = [swept(linearize(batch, torch.randn(2, 2, size, size))) for size in (64, 128, 256)]
+        assert sizes == expected
     small = nn.Sequential(nn.Conv2d(2, 4, 2), nn.SiLU(), nn.Conv2d(4, 4, 2))
     assert swept(linearize(small, torch.randn(3, 2, 5, 5))) == 0
     assert swept(linearize(small, torch.randn(2, 2, 128, 128))) == 1
