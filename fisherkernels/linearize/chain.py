@@ -9,6 +9,7 @@ constants or sizes the kernels do not take is run by itself, and what is behind 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -114,7 +115,7 @@ class SweptChain:
         self.sweep: ChainSweep | None = None
 
     def run(self, x: Tensor) -> int | None:
-        """How many of its steps were swept, from the first on; None where none behind it can be either."""
+        """How many of its steps were swept, from the first on; None where those behind need not be tried either."""
         if not (_on_native_cpu(x) and torch.is_grad_enabled()):
             return None
         self._build()
@@ -139,7 +140,7 @@ class SweptChain:
         if any(isinstance(piece, Norm) and not piece.of_batch for piece in self.pieces):
             return True
         curved = pays([piece for piece in self.pieces if not isinstance(piece, Norm) or piece.kind in CURVED])
-        work = max(16 * x.numel(), x.shape[0] * sum(t.numel() for t in self.parameters))
+        work = max(16 * x.numel(), math.prod(x.shape[:1]) * sum(t.numel() for t in self.parameters))
         return work >= (1 if curved else 4) * LEAST_WORK
 
     def _build(self) -> None:

@@ -97,3 +97,10 @@ def test_activations_keep_their_value_and_not_their_input(activation):
     assert lin.value.untyped_storage().data_ptr() in kept
     assert x.untyped_storage().data_ptr() not in kept
     product.sum().backward()
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_one_sample_of_a_convolution_is_refused_by_name(dims):
+    net, x = getattr(torch.nn, f"Conv{dims}d")(2, 3, 2), torch.randn(2, *[4] * dims)
+    with pytest.raises(ValueError, match=rf"Conv{dims}d: expected a batch .* got one sample \[2, 4"):
+        linearize(net, x)

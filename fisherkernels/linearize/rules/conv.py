@@ -59,6 +59,8 @@ class Conv(Convolution):
         groups=1,
         padding_mode: str = "zeros",
     ):
+        if input.dim() == self.dims + 1:
+            raise ValueError(f"Conv{self.dims}d: expected a batch [N, C, ...], got one sample {list(input.shape)}")
         stride, dilation = _of_each(stride, self.dims), _of_each(dilation, self.dims)
         pad, shape = None, tuple(input.shape[1:])
         if padding == "valid":
