@@ -1,12 +1,16 @@
 """Backends, random arguments and the comparison with a float64 oracle that the operator tests share."""
 
 import os
+import sys
+from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
 
 from fisherkernels import ops
+
+sys.path.insert(0, str(Path(__file__).parent))  # the helper module beside the tests
 
 # Root mean square of the error over that of the expected values, the latter at least SCALE times the root of the number
 # of terms in a sum: cancellation to almost nothing leaves the rounding of the terms, which in bfloat16 includes that of

@@ -6,22 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn import functional as F
+from sweep_activations import FUNCTIONS, SLOPE
 
 from fisherkernels import ops
 from fisherkernels.ops._mlp_plain import CURVED, KEEP_INPUT, SWEEP_ACTIVATIONS
 
-SLOPE = 0.2
-FUNCTIONS = {
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "relu": torch.relu,
-    "leaky_relu": lambda x: F.leaky_relu(x, SLOPE),
-    "silu": lambda x: x * torch.sigmoid(x),
-    "elu": F.elu,
-    "softplus": F.softplus,
-    "gelu": F.gelu,
-}
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-14}  # relative root mean square
 every_kind = pytest.mark.parametrize("kind", FUNCTIONS)
 opset = torch.ops.fisherkernels

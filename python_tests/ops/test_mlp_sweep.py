@@ -5,23 +5,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sweep_activations import FUNCTIONS, SLOPE
 from torch.nn import functional as F
 
 from fisherkernels import ops
 from fisherkernels.ops._mlp_graph import graph_value, graph_vjp
 from fisherkernels.ops._mlp_plain import NOT_LAST, SWEEP_ACTIVATIONS
 
-SLOPE = 0.2
-FUNCTIONS = {
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "relu": torch.relu,
-    "leaky_relu": lambda x: F.leaky_relu(x, SLOPE),
-    "silu": lambda x: x * torch.sigmoid(x),  # F.silu's derivatives end with the second
-    "elu": F.elu,
-    "softplus": F.softplus,
-    "gelu": F.gelu,
-}
 opset = torch.ops.fisherkernels
 
 
