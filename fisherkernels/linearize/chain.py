@@ -10,7 +10,6 @@ constants or sizes the kernels do not take is run by itself, and what is behind 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -40,7 +39,8 @@ _MOVES = {"identity", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze",
 _MOVES |= {"pixel_shuffle", "pixel_unshuffle", "interpolate", "avg_pool2d"}
 _MOVES |= {f"adaptive_avg_pool{d}d" for d in (1, 2, 3)}
 _RESHAPES = {"reshape", "flatten", "unflatten", "unsqueeze"}
-_CURVED = {SWEEP_ACTIVATIONS[i] for i in CURVED}
+_ROLES = dict.fromkeys(_ARGUMENTS, "weight") | dict.fromkeys(_NORMS, "norm")
+_ROLES |= {SWEEP_ACTIVATIONS[i]: "curved" for i in CURVED}
 LEAST_WORK = 2**19  # multiplications of a pass, at least, or 16 times the numbers that come in
 _INSIDE = {*_ARGUMENTS, *_NORMS, *SWEEP_ACTIVATIONS, *_MOVES}
 
@@ -62,13 +62,7 @@ def chains_of(steps: tuple[Step, ...], output: Any, perceptrons: tuple[Stretch, 
             continue
         found.append(current)
         current = [i] if inside and (step.rule in _ARGUMENTS or step.rule in _NORMS) else []
-    return tuple(_chain(steps, c) for c in (*found, current) if _worthwhile([steps[i].rule for i in c]))
-
-
-def _worthwhile(rules: Sequence[str]) -> bool:
-    """Whether kernels spare passes over memory: with a norm, or a curved activation in front of a weight."""
-    last = max((i for i, rule in enumerate(rules) if rule in _ARGUMENTS), default=0)
-    return any(rule in _NORMS or (rule in _CURVED and i < last) for i, rule in enumerate(rules))
+    return tuple(_chain(steps, c) for c in (*found, current) if pays([_ROLES.get(steps[i].rule, "") for i in c]))
 
 
 def _of_features(steps: tuple[Step, ...], value: int) -> bool:
@@ -119,7 +113,7 @@ class SweptChain:
         if not (_on_native_cpu(x) and torch.is_grad_enabled()):
             return None
         self._build()
-        if not (pays(self.pieces) and self._fit(x) and records(x, *self.parameters)):
+        if not (pays([piece.role for piece in self.pieces]) and self._fit(x) and records(x, *self.parameters)):
             return 0
         if not self._is_large(x):
             return None
@@ -139,9 +133,9 @@ class SweptChain:
         """
         if any(isinstance(piece, Norm) and not piece.of_batch for piece in self.pieces):
             return True
-        curved = pays([piece for piece in self.pieces if not isinstance(piece, Norm) or piece.kind in CURVED])
+        roles = [piece.role for piece in self.pieces if not isinstance(piece, Norm) or piece.kind in CURVED]
         work = max(16 * x.numel(), math.prod(x.shape[:1]) * sum(t.numel() for t in self.parameters))
-        return work >= (1 if curved else 4) * LEAST_WORK
+        return work >= (1 if pays(roles) else 4) * LEAST_WORK
 
     def _build(self) -> None:
         """Pieces up to the first step that has none."""

@@ -35,7 +35,7 @@ class Chain:
             Unfit: it is not worth while then.
         """
         del self.pieces[i:], self.slots[i:]
-        if not pays(self.pieces):
+        if not pays([piece.role for piece in self.pieces]):
             raise Unfit
 
     def for_products(self) -> tuple[Chain, list[int]]:
@@ -94,7 +94,7 @@ def sweep(chain: Chain, x: Tensor, parameters: Sequence[Tensor]) -> ChainSweep:
     # Behind a view, so that its hooks run only where it has a gradient of its own.
     keyed = (piece for piece in chain.pieces if piece.keyed)
     keys = (*(x,) * chain.front, *results[: chain.keys])
-    keys = tuple(key if piece.curved else key.detach() for piece, key in zip(keyed, keys, strict=True))
+    keys = tuple(key if piece.role else key.detach() for piece, key in zip(keyed, keys, strict=True))
     products, chosen = chain.for_products()
     shared = (*keys, *(parameters[slot] for slot in chosen))
     return ChainSweep(results[-1].view_as(results[-1]), products, shared)

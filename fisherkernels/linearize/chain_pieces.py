@@ -49,23 +49,26 @@ def has_maps(x: Tensor) -> bool:
 
 
 class Piece:
-    """``keyed``: a key is kept; ``by_value``: it is y; ``curved``: products give it a gradient. ``steps``: how many of
-    the plan it is; ``shape``: of y.
+    """``role``: "weight", "norm", "curved" or none of these. ``keyed``: a key is kept; ``by_value``: it is y.
+    ``steps``: how many of the plan it is; ``shape``: of y.
     """
 
-    keyed = by_value = curved = False
+    role = ""
+    keyed = by_value = False
     steps = 1
     shape: tuple[int, ...] = ()
 
 
-def pays(pieces: Sequence[Piece]) -> bool:
+def pays(roles: Sequence[str]) -> bool:
     """Whether kernels spare passes over memory: with a norm, or a curved activation in front of a weight."""
-    last = max((i for i, piece in enumerate(pieces) if isinstance(piece, Affine)), default=0)
-    return any(isinstance(piece, Norm) or (piece.curved and i < last) for i, piece in enumerate(pieces))
+    last = max((i for i, role in enumerate(roles) if role == "weight"), default=0)
+    return any(role == "norm" or (role == "curved" and i < last) for i, role in enumerate(roles))
 
 
 class Affine(Piece):
     """Linear, or a convolution: y = J x + b."""
+
+    role = "weight"
 
     def __init__(self, rule: str, options: dict[str, Any]):
         self.rule, self.options = RULES[rule], options
@@ -142,7 +145,8 @@ class Activation(Piece):
     def __init__(self, rule: str, constants: tuple):
         self.kind, self.slope = number_and_slope(rule, constants)
         self.constants = constants
-        self.by_value, self.curved = self.kind not in KEEP_INPUT, self.kind in CURVED
+        self.by_value = self.kind not in KEEP_INPUT
+        self.role = "curved" if self.kind in CURVED else ""
 
     def value(self, x: Tensor):
         y = run(opset.activation_value.default, x, self.kind, self.slope)
@@ -164,7 +168,7 @@ class Activation(Piece):
 
     def push(self, t: Tensor, c: Tensor, key: Tensor):
         to_c, to_key, again = run(opset.activation_pull_backward.default, t, c, key, self.kind, self.slope)
-        return to_c, to_key if self.curved else None, again, ()
+        return to_c, to_key if self.role else None, again, ()
 
     def gradient(self, g: Tensor | None, more: Tensor | None, key: Tensor, value: bool):
         value = value and not self.by_value
@@ -184,7 +188,8 @@ class Norm(Piece):
     is known.
     """
 
-    keyed = curved = True
+    role = "norm"
+    keyed = True
 
     def __init__(self, groups: int | None, eps: float, behind: str, constants: tuple, rank: int | None = None):
         self.every, self.groups = groups is None, groups or 0
