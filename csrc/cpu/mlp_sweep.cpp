@@ -2,7 +2,9 @@
 // 2 N Σ h_(l-1) h_l for each of the two and twice that for each backward pass.
 //
 // Every sweep is one product of matrices a layer. What comes behind a layer (bias and activation, or the
-// activation's slope) is done to a tile of the product while it is in the first-level cache.
+// activation's slope) is done to a tile of the product while it is in the first-level cache. Dropout behind
+// an activation a is part of it, A = m s a with the mask m and the scale s = 1 / (1 - p): the key of those
+// whose derivatives follow from their value is A, since A' = m s a' at A / s, also where m = 0.
 #include "cpu/buffers.h"
 #include "cpu/lanes.h"
 #include "cpu/sweep_activation.h"
@@ -18,14 +20,25 @@ struct Pointwise {
   int64_t stride;  // of the rows of all matrices
   int64_t columns;
   T* rows;
-  const T* bias;    // forward: rows = a(rows + bias), or null
-  T* input;         // gets rows + bias, or null
-  const T* key;     // otherwise: rows = a' (rows + added), or a' rows + added where the key is the input
-  const T* added;   // or null
-  T* before;        // gets the rows before they are scaled, or null
-  const T* pulled;  // with `curvature`: the cotangent that the slope scaled in the product
-  T* curvature;     // gets rows * pulled * d a' / d key, or null
+  const T* bias;        // forward: rows = a(rows + bias), or null
+  T* input;             // gets rows + bias, or null
+  const T* key;         // otherwise: rows = a' (rows + added), or a' rows + added where the key is the input
+  const T* added;       // or null
+  T* before;            // gets the rows before they are scaled, or null
+  const T* pulled;      // with `curvature`: the cotangent that the slope scaled in the product
+  T* curvature;         // gets rows * pulled * d a' / d key, or null
+  const uint8_t* mask;  // 0 where dropout behind the activation sets 0, or null
+  T scale;              // elsewhere, then
 };
+
+// m s.
+template <typename V, typename T>
+FK_INLINE void load_drawn(V& drawn, const Pointwise<T>& p, int64_t at) {
+  typedef uint8_t Bytes __attribute__((vector_size(sizeof(V) / sizeof(T))));
+  Bytes mask;
+  std::memcpy(&mask, p.mask + at, sizeof(mask));
+  drawn = __builtin_convertvector(mask, V) * p.scale;
+}
 
 template <typename T, int kBytes>
 FK_INLINE void pointwise_columns(const Pointwise<T>& p, int64_t at, int64_t column) {
@@ -39,6 +52,10 @@ FK_INLINE void pointwise_columns(const Pointwise<T>& p, int64_t at, int64_t colu
     }
     if (p.input) store_vector(p.input + at, x);
     activate(x, p.kind, p.negative_slope);
+    if (p.mask) {
+      load_drawn(other, p, at);
+      x *= other;
+    }
   } else {
     V key, added{};
     load_vector(key, p.key + at);
@@ -47,9 +64,17 @@ FK_INLINE void pointwise_columns(const Pointwise<T>& p, int64_t at, int64_t colu
     if (p.before) store_vector(p.before + at, x);
     if (p.kind == Kind::kRelu) {
       x = key <= V{} ? V{} : x;
+      if (p.mask) x *= p.scale;
     } else {
       V slope, drift;
+      const T by_key = p.mask && !keeps_input(p.kind) ? T(1) / p.scale : T(1);
+      key *= by_key;
       slopes_of(slope, drift, key, p.kind, p.negative_slope);
+      if (p.mask) {
+        load_drawn(other, p, at);
+        slope *= other;
+        drift *= other * by_key;
+      }
       if (p.curvature) {
         load_vector(other, p.pulled + at);
         other *= x * drift;
@@ -87,6 +112,7 @@ void pointwise_tile(Pointwise<T> p, int64_t row, int64_t end_row, int64_t column
   move(p.before);
   move(p.pulled);
   move(p.curvature);
+  move(p.mask);
   p.bias = p.bias ? p.bias + column : nullptr;
   p.columns = padded_columns(end_column - column);
   pointwise(p, 0, end_row - row);
@@ -97,17 +123,30 @@ void add_row(T* __restrict to, const T* __restrict from, int64_t n) {
   for (int64_t j = 0; j < n; ++j) to[j] += from[j];
 }
 
+// What is behind the weights, as operators are given it.
+struct Behind {
+  std::vector<int64_t> activations;
+  std::vector<double> slopes;
+  std::vector<double> scales;  // of the dropout behind each, 0 where there is none
+  std::vector<Tensor> masks;   // of those that there are, padded rows
+};
+
 struct Layers {
   std::vector<Tensor> weights;  // [h_l, h_(l-1)]
   std::vector<Kind> kinds;      // behind each, or all but the last
-  std::vector<double> slopes;
+  std::vector<double> slopes, scales;
+  std::vector<Tensor> masks;  // by layer
   int64_t samples;
 
-  Layers(const std::vector<Tensor>& given, const std::vector<int64_t>& activations,
-         std::vector<double> of_negative, int64_t samples)
-      : slopes(std::move(of_negative)), samples(samples) {
+  Layers(const std::vector<Tensor>& given, const Behind& behind, int64_t samples)
+      : slopes(behind.slopes), scales(behind.scales), samples(samples) {
     for (const Tensor& weight : given) weights.push_back(as_contiguous(weight));
-    for (int64_t activation : activations) kinds.push_back(static_cast<Kind>(activation));
+    for (int64_t activation : behind.activations) kinds.push_back(static_cast<Kind>(activation));
+    size_t next = 0;
+    masks.resize(kinds.size());
+    for (size_t l = 0; l < kinds.size(); ++l) {
+      if (scales[l] != 0) masks[l] = as_contiguous(behind.masks[next++]);
+    }
   }
 
   size_t count() const { return weights.size(); }
@@ -140,6 +179,10 @@ struct Layers {
     p.negative_slope = static_cast<T>(slopes[l]);
     p.stride = stride(l);
     p.rows = rows;
+    if (scales[l] != 0) {
+      p.mask = pointer<uint8_t>(masks[l]);
+      p.scale = static_cast<T>(scales[l]);
+    }
     return p;
   }
 };
@@ -273,13 +316,12 @@ std::vector<Tensor> all_contiguous(std::vector<Tensor> tensors) {
 
 // The value where no activation is behind the last layer, else empty; each activation's key, rows padded; and
 // what those gave whose keys are what they were given.
-std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_value(const Tensor& x_in,
-                                                                       std::vector<Tensor> weights,
-                                                                       std::vector<Tensor> biases,
-                                                                       std::vector<int64_t> activations,
-                                                                       std::vector<double> slopes) {
+std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_value(
+    const Tensor& x_in, std::vector<Tensor> weights, std::vector<Tensor> biases,
+    std::vector<int64_t> activations, std::vector<double> slopes, std::vector<double> scales,
+    std::vector<Tensor> masks) {
   const Tensor x = as_contiguous(x_in);
-  const Layers net(weights, activations, std::move(slopes), x.size(0));
+  const Layers net(weights, {activations, slopes, scales, masks}, x.size(0));
   const size_t last = net.count() - 1;
   STD_TORCH_CHECK(!net.active(last) || !keeps_input(net.kinds[last]),
                   "mlp_value: the last activation must be one whose derivatives follow from its value");
@@ -329,14 +371,13 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_value(const Ten
 
 // Jᵀ cotangent; the cotangents before each activation but one behind the last layer, and behind the curved of
 // these.
-std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_vjp(const Tensor& cotangent_in,
-                                                                     std::vector<Tensor> hidden,
-                                                                     std::vector<Tensor> weights,
-                                                                     std::vector<int64_t> activations,
-                                                                     std::vector<double> slopes) {
+std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_vjp(
+    const Tensor& cotangent_in, std::vector<Tensor> hidden, std::vector<Tensor> weights,
+    std::vector<int64_t> activations, std::vector<double> slopes, std::vector<double> scales,
+    std::vector<Tensor> masks) {
   const Tensor cotangent = as_contiguous(cotangent_in);
   hidden = all_contiguous(std::move(hidden));
-  const Layers net(weights, activations, std::move(slopes), cotangent.size(0));
+  const Layers net(weights, {activations, slopes, scales, masks}, cotangent.size(0));
   const size_t last = net.count() - 1;
   const int64_t sizes[] = {net.samples, net.inputs(0)};
   const Tensor pulled = new_output(cotangent, Sizes(sizes, 2));
@@ -371,12 +412,13 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_vjp(const Tenso
 Tensor mlp_vjp_backward(const Tensor& tangent_in, const Tensor& cotangent_in, std::vector<Tensor> before,
                         std::vector<Tensor> behind, std::vector<Tensor> hidden, std::vector<Tensor> weights,
                         std::vector<int64_t> activations, std::vector<double> slopes,
-                        std::vector<Tensor> to_weights, std::vector<Tensor> to_hidden) {
+                        std::vector<double> scales, std::vector<Tensor> masks, std::vector<Tensor> to_weights,
+                        std::vector<Tensor> to_hidden) {
   const Tensor tangent = as_contiguous(tangent_in), cotangent = as_contiguous(cotangent_in);
   before = all_contiguous(std::move(before));
   behind = all_contiguous(std::move(behind));
   hidden = all_contiguous(std::move(hidden));
-  const Layers net(weights, activations, std::move(slopes), tangent.size(0));
+  const Layers net(weights, {activations, slopes, scales, masks}, tangent.size(0));
   const size_t last = net.count() - 1;
   const Tensor to_cotangent = new_output(cotangent, cotangent.sizes());
   const bool direct = !net.active(last) || net.stride(last) == net.outputs(last);
@@ -432,13 +474,14 @@ Tensor mlp_vjp_backward(const Tensor& tangent_in, const Tensor& cotangent_in, st
 Tensor mlp_value_backward(const Tensor& gradient_in, std::vector<Tensor> by_hidden, const Tensor& x_in,
                           std::vector<Tensor> hidden, std::vector<Tensor> activated,
                           std::vector<Tensor> weights, std::vector<int64_t> activations,
-                          std::vector<double> slopes, std::vector<Tensor> to_weights,
-                          std::vector<Tensor> to_biases, bool add, bool of_input) {
+                          std::vector<double> slopes, std::vector<double> scales, std::vector<Tensor> masks,
+                          std::vector<Tensor> to_weights, std::vector<Tensor> to_biases, bool add,
+                          bool of_input) {
   const Tensor gradient = as_contiguous(gradient_in), x = as_contiguous(x_in);
   by_hidden = all_contiguous(std::move(by_hidden));
   hidden = all_contiguous(std::move(hidden));
   activated = all_contiguous(std::move(activated));
-  const Layers net(weights, activations, std::move(slopes), x.size(0));
+  const Layers net(weights, {activations, slopes, scales, masks}, x.size(0));
   const size_t last = net.count() - 1;
   const Tensor to_x = new_gradient(of_input, x, x.sizes());
   const Buffers buffers(net, net.active(last) ? net.count() : last, x);
@@ -495,12 +538,12 @@ std::vector<Tensor> new_gradients(const std::vector<Tensor>& weights, bool wante
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_vjp_gradients(
     const Tensor& tangent, const Tensor& cotangent, std::vector<Tensor> before, std::vector<Tensor> behind,
     std::vector<Tensor> hidden, std::vector<Tensor> weights, std::vector<int64_t> activations,
-    std::vector<double> slopes, bool of_weights) {
+    std::vector<double> slopes, std::vector<double> scales, std::vector<Tensor> masks, bool of_weights) {
   const std::vector<Tensor> to_weights = new_gradients(weights, of_weights);
-  const Layers net(weights, activations, slopes, tangent.size(0));
+  const Layers net(weights, {activations, slopes, scales, masks}, tangent.size(0));
   const std::vector<Tensor> to_hidden = net.rows_of(is_curved, net.count(), tangent);
   const Tensor to_cotangent = mlp_vjp_backward(tangent, cotangent, before, behind, hidden, weights,
-                                               activations, slopes, to_weights, to_hidden);
+                                               activations, slopes, scales, masks, to_weights, to_hidden);
   return {to_cotangent, to_weights, to_hidden};
 }
 
@@ -508,7 +551,8 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_vjp_gradients(
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_value_gradients(
     const Tensor& gradient, std::vector<Tensor> by_hidden, const Tensor& x, std::vector<Tensor> hidden,
     std::vector<Tensor> activated, std::vector<Tensor> weights, std::vector<int64_t> activations,
-    std::vector<double> slopes, bool of_weights, bool of_input) {
+    std::vector<double> slopes, std::vector<double> scales, std::vector<Tensor> masks, bool of_weights,
+    bool of_input) {
   const std::vector<Tensor> to_weights = new_gradients(weights, of_weights);
   std::vector<Tensor> to_biases;
   for (const Tensor& weight : to_weights) {
@@ -516,7 +560,7 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_value_gradients
     to_biases.push_back(new_output(weight, Sizes(&outputs, 1)));
   }
   const Tensor to_x = mlp_value_backward(gradient, by_hidden, x, hidden, activated, weights, activations,
-                                         slopes, to_weights, to_biases, false, of_input);
+                                         slopes, scales, masks, to_weights, to_biases, false, of_input);
   return {to_x, to_weights, to_biases};
 }
 

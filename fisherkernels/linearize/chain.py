@@ -202,6 +202,15 @@ class NormSweep(NamedTuple):
     bias: Tensor | None
 
     @property
+    def sweep(self) -> NormSweep:
+        return self
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of each step's value."""
+        return [self.norm.shape] * self.norm.steps
+
+    @property
     def shared(self) -> tuple[Tensor, ...]:
         return tuple(t for t in (self.x, self.weight, self.bias) if t is not None)
 

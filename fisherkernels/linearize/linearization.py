@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .chain import SweptChain, begins, norm_in_graph
+from .chain import NormSweep, SweptChain, begins, norm_in_graph
 from .coupling import coupled_steps, train_mode_batch_norm
 from .fallback import Fallback, module_function, store_buffers
 from .jacobian import all_tangents, jacobian_of
 from .last_linear import LastLinear, last_linear
-from .perceptron import parts_of, pieces_of, sweep_of
+from .perceptron import SweptPerceptron, parts_of, pieces_of, sweep_of
 from .plan import CALLS, Plan, Ref, Step, Stretch, holds, plan_of, submodule
 from .relu_chain import ReluChain, relu_chain
 from .rules import MODULES, RULES
@@ -269,14 +269,17 @@ class Linearization:
     def _run_perceptron(self, stretch: Stretch, values: list[Any]) -> None:
         """In sweeps where that can be."""
         calls, steps = self._calls(stretch, values), self._plan.steps
-        activations = tuple(steps[i].rule for i in stretch.steps[1::2])
-        parts = parts_of(calls, activations)
+        rules = tuple(steps[i].rule for i in stretch.steps)
+        parts = parts_of(calls, rules)
         x, at = values[steps[stretch.steps[0]].slots[0]], 0
-        for begin, end in pieces_of(parts, activations, x):
+        for begin, end in pieces_of(parts, rules, x):
             for i in stretch.steps[at:begin]:
                 self._run(i, values)
-            kinds = activations[begin // 2 : end // 2]
-            at = end if self._sweep(stretch.steps[begin:end], parts[begin:end], kinds, values) else begin
+            found = stretch.steps[begin:end]
+            swept = sweep_of(parts[begin:end], rules[begin:end], values[steps[found[0]].slots[0]])
+            at = begin if swept is None else end
+            if swept is not None:
+                self._keep(swept, found, values)
         for i in stretch.steps[at:]:
             self._run(i, values)
 
@@ -302,13 +305,13 @@ class Linearization:
             self._keep(chain, stretch.steps[at : at + count], values)
             at += count
 
-    def _keep(self, chain: SweptChain, swept: tuple[int, ...], values: list[Any]) -> None:
+    def _keep(self, found: SweptChain | SweptPerceptron | NormSweep, swept: tuple[int, ...], values: list[Any]) -> None:
         """The value and the products of these steps."""
         last = swept[-1]
-        for i, shape in zip(swept, chain.shapes, strict=True):
+        for i, shape in zip(swept, found.shapes, strict=True):
             self._folded.shapes[i + 1] = shape
-        self._folded.sweeps[last], self._folded.folded[last] = (swept[0], chain.sweep), (swept, chain.saved)
-        values[last + 1] = chain.sweep.value
+        self._folded.sweeps[last], self._folded.folded[last] = (swept[0], found.sweep), (swept, found.saved)
+        values[last + 1] = found.sweep.value
 
     def _run_for_graph(
         self, stretch: Stretch, rules: tuple[str, ...], calls: list[tuple[tuple, dict]], values: list[Any]
@@ -323,29 +326,8 @@ class Linearization:
                 self._run(i, values, calls[at])
                 at += 1
                 continue
-            found = stretch.steps[at : at + sweep.norm.steps]
+            self._keep(sweep, stretch.steps[at : at + sweep.norm.steps], values)
             at += sweep.norm.steps
-            for step in found:
-                self._folded.shapes[step + 1] = sweep.norm.shape
-            self._folded.sweeps[found[-1]], self._folded.folded[found[-1]] = (i, sweep), (found, sweep.saved)
-            values[found[-1] + 1] = sweep.value
-
-    def _sweep(
-        self, found: tuple[int, ...], parts: list[tuple], activations: tuple[str, ...], values: list[Any]
-    ) -> bool:
-        """Whether these steps ran as one."""
-        steps, first, last = self._plan.steps, found[0], found[-1]
-        swept = sweep_of(parts, activations, values[steps[first].slots[0]])
-        if swept is None:
-            return False
-        sweep, saved = swept
-        self._folded.sweeps[last] = (first, sweep)
-        rows = sweep.value.shape[0]
-        for i, kept in zip(found, saved, strict=True):
-            width = kept[0].shape[0 if steps[i].rule == "linear" else 1]
-            self._folded.saved[i], self._folded.shapes[i + 1] = ("rule", kept), (rows, width)
-        values[last + 1] = sweep.value
-        return True
 
     def _evaluate(self, step: Step, args: tuple, kwargs: dict) -> Any:
         """A step whose result does not depend on the input, or carries no derivative of it."""

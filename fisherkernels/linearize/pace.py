@@ -26,6 +26,6 @@ def _measured() -> bool:
     x, weight = torch.ones(_SAMPLES, _WIDTH, **options), torch.ones(_WIDTH, _WIDTH, **options)
     no_bias, sweep = torch.empty(0, **options), torch.ops.fisherkernels.mlp_value.default
     with torch.no_grad():
-        ours = shortest_time(lambda: sweep(x, [weight], [no_bias], [], []), _REPEATS)
+        ours = shortest_time(lambda: sweep(x, [weight], [no_bias], [], [], [], []), _REPEATS)
         theirs = shortest_time(lambda: x @ weight.t(), _REPEATS)
     return theirs > _CLEARLY * ours

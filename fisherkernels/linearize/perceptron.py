@@ -1,6 +1,7 @@
 """Stretches of a plan that are multi-layer perceptrons, whose sweeps the native CPU library has as one operator each.
 
-A stretch is Linear, activation, Linear, ... where nothing else looks at what is between. On a CPU, in eager mode and in
+A stretch is Linear, activation, Linear, ... with dropout behind any activation, where nothing else looks at what is
+between. On a CPU, in eager mode and in
 graphs of torch.compile, its value and its vector-Jacobian products are then `fk.ops.mlp_sweep`'s: fewer operations, and
 in eager mode one buffer for the weights' gradients of both sweeps. Everywhere else, and for tangents and stacks, its
 steps run one by one.
@@ -9,7 +10,8 @@ steps run one by one.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +34,10 @@ _CONSTANTS: dict[str, dict[str, Any]] = {
 }
 
 
+_ACTIVE = {*SWEEP_ACTIVATIONS}
+_BEHIND = {"linear": _ACTIVE, **dict.fromkeys(_ACTIVE, {"linear", "dropout"}), "dropout": {"linear"}}
+
+
 def perceptrons_of(steps: tuple[Step, ...], output: Any) -> tuple[Stretch, ...]:
     """Every stretch with two Linear at least."""
     uses = uses_of(steps, output)
@@ -41,13 +47,18 @@ def perceptrons_of(steps: tuple[Step, ...], output: Any) -> tuple[Stretch, ...]:
         if step.rule == "evaluate":
             continue  # of no value between, which have one use each
         follows = current and step.slots == (current[-1] + 1,) and uses[current[-1] + 1] == 1
-        behind_linear = bool(current) and steps[current[-1]].rule == "linear"
-        if follows and (step.rule in SWEEP_ACTIVATIONS if behind_linear else step.rule == "linear"):
+        if follows and step.rule in _BEHIND[steps[current[-1]].rule]:
             current.append(i)
             continue
         found.append(current)
         current = [i] if step.rule == "linear" else []
-    return tuple(_stretch(steps, stretch) for stretch in (*found, current) if len(stretch) > 2)
+    return tuple(
+        _stretch(steps, stretch) for stretch in (*found, current) if _weights(steps[i].rule for i in stretch) > 1
+    )
+
+
+def _weights(rules: Iterable[str]) -> int:
+    return sum(rule == "linear" for rule in rules)
 
 
 def _stretch(steps: tuple[Step, ...], found: list[int]) -> Stretch:
@@ -55,58 +66,107 @@ def _stretch(steps: tuple[Step, ...], found: list[int]) -> Stretch:
     return Stretch(tuple(found), between)
 
 
-def parts_of(calls: list[tuple[tuple, dict]], activations: tuple[str, ...]) -> list[tuple]:
-    """Weight and bias of every Linear, constants of every activation, in the order of a stretch's steps.
+def parts_of(calls: list[tuple[tuple, dict]], rules: tuple[str, ...]) -> list[tuple]:
+    """Weight and bias of every Linear, constants of every activation, p of every dropout, in the order of the steps.
 
     ``calls``: what each step's rule takes behind its input.
     """
+    of_rule = {"linear": _weight_and_bias, "dropout": _probability}
     return [
-        constants_of(activations[i // 2], *call) if i % 2 else _weight_and_bias(*call) for i, call in enumerate(calls)
+        of_rule[rule](*call[0], **call[1]) if rule in of_rule else constants_of(rule, *call)
+        for rule, call in zip(rules, calls, strict=True)
     ]
 
 
-def pieces_of(parts: list[tuple], activations: tuple[str, ...], x: Tensor) -> list[tuple[int, int]]:
+def pieces_of(parts: list[tuple], rules: tuple[str, ...], x: Tensor) -> list[tuple[int, int]]:
     """Where the pieces of a stretch that are to be sweeps begin and end, by the position of their steps.
 
     Steps without a kernel, and weights that are better left to torch, are in none.
     """
     if x.device.type != "cpu" or x.dim() != 2 or x.dtype not in (torch.float32, torch.float64):
         return []
-    layers = parts[::2]
+    layers = [part for part, rule in zip(parts, rules, strict=True) if rule == "linear"]
     if not (records(x, *(t for layer in layers for t in layer if t is not None)) and backends()["cpu"].active):
         return []
     many = torch.compiler.is_compiling() or x.shape[0] > _MANY  # in a graph N may be any
     large = many and any(weight.numel() > _LARGEST for weight, _ in layers)
     limit = _LARGEST if large and not sweeps_outrun_torch() else math.inf
-    swept = [
-        has_kernel(activations[i // 2], part) if i % 2 else part[0].numel() <= limit for i, part in enumerate(parts)
-    ]
     found, begin = [], 0
-    for i, inside in enumerate((*swept, False)):
-        if inside:
+    for i in range(len(rules) + 1):
+        if i < len(rules) and _is_swept(rules[i], parts[i], limit):
             continue
-        ends_active = i > begin and (i - begin) % 2 == 0
-        end = i - 1 if ends_active and activations[i // 2 - 1] in NOT_LAST else i
-        if end - begin > 2:
+        while begin < i and rules[begin] != "linear":
+            begin += 1
+        end = i
+        if end > begin and rules[end - 1] == "dropout" and rules[end - 2] in NOT_LAST:
+            end -= 1
+        if end > begin and rules[end - 1] in NOT_LAST:
+            end -= 1
+        if _weights(rules[begin:end]) > 1:
             found.append((begin, end))
-        begin = i + (1 if i % 2 else 2)  # the next Linear
+        begin = i + 1
     return found
 
 
-def sweep_of(parts: list[tuple], activations: tuple[str, ...], x: Tensor) -> tuple[MLPSweep, list[tuple]] | None:
-    """The sweep of such a piece and what every step's rule would have saved; None where its layers do not fit."""
-    layers, constants = parts[::2], parts[1::2]
+def _is_swept(rule: str, part: tuple, limit: float) -> bool:
+    if rule == "linear":
+        return part[0].numel() <= limit
+    return 0 <= part[0] < 1 if rule == "dropout" else has_kernel(rule, part)
+
+
+class SweptPerceptron(NamedTuple):
+    """A piece that is a sweep, and how many steps it has behind each Linear."""
+
+    sweep: MLPSweep
+    rules: tuple[str, ...]
+    parts: list[tuple]
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Of each step's value."""
+        found: list[tuple[int, int]] = []
+        for rule, part in zip(self.rules, self.parts, strict=True):
+            found.append((self.sweep.value.shape[0], part[0].shape[0]) if rule == "linear" else found[-1])
+        return found
+
+    def saved(self) -> list[tuple]:
+        """What each step's rule would have saved."""
+        found: list[tuple] = []
+        hidden, masks = iter(self.sweep.hidden), iter(self.sweep.masks)
+        scales = iter(self.sweep.constants.scales)
+        with torch.inference_mode(False), torch.enable_grad():  # kept for others than who asks first
+            for rule, part in zip(self.rules, self.parts, strict=True):
+                if rule == "linear":
+                    found.append(part[:1])
+                elif rule != "dropout":
+                    scale, key = next(scales), next(hidden)
+                    dropped = scale and rule not in NOT_LAST  # where the mask is 0 anything will do
+                    kept = (key / scale if dropped else key, *part)
+                    found.append((*kept, True) if rule == "leaky_relu" else kept)
+                else:
+                    found.append((next(masks).to(key.dtype) * scale if scale else None,))
+        return found
+
+
+def sweep_of(parts: list[tuple], rules: tuple[str, ...], x: Tensor) -> SweptPerceptron | None:
+    """The sweep of such a piece; None where its layers do not fit."""
+    layers: list[tuple] = []
+    kinds: list[int] = []
+    slopes: list[float] = []
+    dropout: list[float] = []
+    for rule, part in zip(rules, parts, strict=True):
+        if rule == "linear":
+            layers.append(part)
+        elif rule == "dropout":
+            dropout[-1] = float(part[0])
+        else:
+            kinds.append(SWEEP_ACTIVATIONS.index(rule))
+            slopes.append(float(part[0]) if rule == "leaky_relu" else 0.0)
+            dropout.append(0.0)
     if not _fit(x, layers):
         return None
     weights, biases = zip(*layers, strict=True)
-    pairs = list(zip(activations, constants, strict=True))
-    kinds = [SWEEP_ACTIVATIONS.index(kind) for kind in activations]
-    slopes = [float(given[0]) if kind == "leaky_relu" else 0.0 for kind, given in pairs]
-    sweep = unchecked_sweep(x, weights, biases, kinds, slopes)
-    saved: list[tuple] = [(weight,) for weight in weights]
-    for i, (hidden, (kind, given)) in enumerate(zip(sweep.hidden, pairs, strict=True)):
-        saved.insert(2 * i + 1, (hidden, *given, True) if kind == "leaky_relu" else (hidden, *given))
-    return sweep, saved
+    return SweptPerceptron(unchecked_sweep(x, weights, biases, kinds, slopes, dropout), rules, parts)
 
 
 def _fit(x: Tensor, layers: list[tuple[Tensor, Tensor | None]]) -> bool:
@@ -124,9 +184,12 @@ def _fit(x: Tensor, layers: list[tuple[Tensor, Tensor | None]]) -> bool:
     return True
 
 
-def _weight_and_bias(args: tuple, kwargs: dict) -> tuple[Tensor, Tensor | None]:
-    weight = args[0] if args else kwargs["weight"]
-    return weight, args[1] if len(args) > 1 else kwargs.get("bias")
+def _weight_and_bias(weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    return weight, bias
+
+
+def _probability(p: float = 0.5, training: bool = True, inplace: bool = False) -> tuple[float]:
+    return (p if training else 0,)
 
 
 def constants_of(kind: str, args: tuple, kwargs: dict) -> tuple:

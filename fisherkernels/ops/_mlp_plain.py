@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import zip_longest
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,26 +21,91 @@ _SOFTPLUS_LIMIT = 20  # linear above, as F.softplus
 aten = torch.ops.aten
 
 
+class Constants(NamedTuple):
+    """What is behind the weights, in the order in which operators take it; their masks follow."""
+
+    kinds: list[int]  # activations by their number
+    slopes: list[float]  # of "leaky_relu" below 0
+    scales: list[float]  # 1 / (1 - p) of the dropout behind each, 0 where there is none
+
+    def masks(self) -> int:
+        """How many there are."""
+        return sum(scale != 0 for scale in self.scales)
+
+    def below(self, top: int) -> "Constants":
+        """Of the first ``top`` layers, where the gradient of the key of the last of these is given."""
+        active = top - (top <= len(self.kinds) and self.kinds[top - 1] in KEEP_INPUT)
+        return Constants(*(part[:active] for part in self))
+
+    def steps(self, tensors, *by_layer):
+        """By layer: of each list the layer's own, and its activation (None behind a last weight without one)."""
+        masks = iter(tensors)
+        pointwise = [Pointwise(*c, next(masks) if c[-1] else None) for c in zip(*self, strict=True)]
+        return list(zip_longest(*by_layer, pointwise))
+
+
+class Pointwise(NamedTuple):
+    """An activation, and the dropout behind it: A(u) = m s a(u).
+
+    The key is A(u) where the derivatives of a follow from its value: those of A are m s a' at the key over s, also
+    where m = 0.
+    """
+
+    kind: int
+    slope: float
+    scale: float  # s, 0 without dropout
+    mask: Tensor | None  # m, padded rows
+
+    def drawn(self, like: Tensor) -> Tensor:
+        """m s."""
+        return self.mask[:, : like.shape[1]].to(like.dtype) * self.scale
+
+    def value(self, x: Tensor) -> Tensor:
+        y = activated(x, self.kind, self.slope)
+        return y * self.drawn(y) if self.scale else y
+
+    def pull(self, t: Tensor, key: Tensor) -> Tensor:
+        """A' t."""
+        if not self.scale:
+            return scaled(t, key, self.kind, self.slope)
+        return scaled(t * self.drawn(t), self._undropped(key), self.kind, self.slope)
+
+    def drift(self, key: Tensor) -> Tensor:
+        """The derivative of A' with respect to the key."""
+        if not self.scale:
+            return drift(key, self.kind)
+        over_key = 1.0 if self.kind in KEEP_INPUT else 1 / self.scale
+        return drift(self._undropped(key), self.kind) * self.drawn(key) * over_key
+
+    def _undropped(self, key: Tensor) -> Tensor:
+        return key if self.kind in KEEP_INPUT else key / self.scale
+
+
 def plain_value(constants, count, x, *parameters):
     """Each activation's key, padded, and the value where none is behind the last weight; then the weights."""
-    weights, biases = parameters[:count], parameters[count:]
+    weights, biases, masks = parameters[:count], parameters[count : 2 * count], parameters[2 * count :]
     rows = []
-    for weight, bias, kind, slope in zip_longest(weights, biases, *constants):
+    for weight, bias, pointwise in constants.steps(masks, weights, biases):
         x = given = F.linear(x, weight, bias)
-        if kind is not None:
-            x = activated(given, kind, slope)
-        rows.append(x if kind is None else padded(given if kind in KEEP_INPUT else x))
+        if pointwise is not None:
+            x = pointwise.value(given)
+        rows.append(x if pointwise is None else padded(given if pointwise.kind in KEEP_INPUT else x))
     return *rows, *(weight.view_as(weight) for weight in weights)
 
 
 def plain_vjp(constants, cotangent, *tensors):
-    active = len(constants[0])
-    hidden, weights = tensors[:active], tensors[active:]
-    for h, weight, kind, slope in reversed(list(zip_longest(hidden, weights, *constants))):
+    hidden, weights, masks = product_parts(constants, tensors)
+    for h, weight, pointwise in reversed(constants.steps(masks, hidden, weights)):
         if h is not None:
-            cotangent = scaled(cotangent, h[:, : len(weight)], kind, slope)
+            cotangent = pointwise.pull(cotangent, h[:, : len(weight)])
         cotangent = cotangent @ weight
     return cotangent
+
+
+def product_parts(constants: Constants, tensors: Sequence) -> tuple[Sequence, Sequence, Sequence]:
+    """Of what a product takes behind its cotangent: the activations' keys, weights, masks."""
+    active, end = len(constants.kinds), len(tensors) - constants.masks()
+    return tensors[:active], tensors[active:end], tensors[end:]
 
 
 def activated(x: Tensor, kind: int, slope: float) -> Tensor:
@@ -104,6 +170,13 @@ def _density(x: Tensor) -> Tensor:
     return torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
 
 
+def drawn_mask(x: Tensor, width: int, p: float) -> Tensor:
+    """Padded rows [N, width], 0 with probability p: on CPUs what F.dropout draws."""
+    mask = x.new_zeros(x.shape[0], row_stride(width), dtype=torch.bool)
+    mask[:, :width].bernoulli_(1 - p)
+    return mask
+
+
 def columns_of(rows: Tensor, columns: int) -> Tensor:
     return rows if rows.shape[1] == columns else rows[:, :columns]
 
@@ -116,13 +189,6 @@ def by_layer(kinds: Sequence[int], activations: list[int], tensors: Sequence[Ten
     """The tensors, which are of the activations among ``kinds``; None for the others."""
     given = iter(tensors)
     return [next(given) if kind in kinds else None for kind in activations]
-
-
-def activations_below(top: int, constants: tuple[list, list]) -> tuple[list, list]:
-    """The activations of the first ``top`` layers where the gradient of the key of the last of these is given."""
-    kinds, slopes = constants
-    active = top - (top <= len(kinds) and kinds[top - 1] in KEEP_INPUT)
-    return kinds[:active], slopes[:active]
 
 
 def rows_like(weights, activations, like: Tensor) -> list[Tensor]:

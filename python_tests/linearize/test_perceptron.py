@@ -11,9 +11,18 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from fisherkernels import fisher_ae_loss, linearize, ops, reference
+import fisherkernels
+from fisherkernels import fisher_ae_loss, ops, reference
 from fisherkernels.linearize import linearization, perceptron
 from fisherkernels.linearize.plan import plan_of
+
+
+def linearize(*args, **options):
+    """With the same masks of dropout each time."""
+    if not torch.compiler.is_compiling():
+        torch.manual_seed(5)
+    return fisherkernels.linearize(*args, **options)
+
 
 sweeps_run = pytest.mark.skipif(not ops.backends()["cpu"].active, reason="sweeps need the native cpu library")
 
@@ -114,6 +123,25 @@ def smooth_with(activation):
     return nn.Sequential(*layers)
 
 
+class Dropped(nn.Module):
+    """Functional forms of dropout, behind hidden layers and behind the last."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 7), nn.Linear(7, 6)
+
+    def forward(self, x):
+        h = F.dropout(F.leaky_relu(self.first(x)), 0.3, training=self.training)
+        return F.dropout(torch.sigmoid(self.last(h)))
+
+
+def with_dropout(*activations):
+    first, second = activations
+    return nn.Sequential(
+        nn.Linear(3, 7), first, nn.Dropout(0.3), nn.Linear(7, 6), second, nn.Dropout(0.5), nn.Linear(6, 5)
+    )
+
+
 NETWORKS = {
     "plain": perceptron_of,
     "a last activation": lambda: perceptron_of(nn.Sigmoid()),
@@ -126,6 +154,12 @@ NETWORKS = {
     "smooth and tanh": lambda: nn.Sequential(smooth_with(nn.ELU()), nn.Tanh()),
     "an activation without a kernel": lambda: nn.Sequential(perceptron_of(), nn.GELU("tanh"), nn.Linear(6, 3)),
     "tied": Tied,
+    "dropout": lambda: with_dropout(nn.Tanh(), nn.SiLU()),
+    "dropout, ReLU": lambda: with_dropout(nn.ReLU(), nn.ReLU()),
+    "dropout, functional": Dropped,
+    "dropout in eval mode": lambda: with_dropout(nn.ReLU(), nn.ReLU()).eval(),
+    "dropout at the end": lambda: with_dropout(nn.ELU(), nn.Sigmoid())[:6],
+    "dropout behind what cannot be last": lambda: with_dropout(nn.ELU(), nn.GELU())[:6],
     "residual behind": lambda: nn.Sequential(perceptron_of(), nn.Tanh(), nn.Linear(6, 3), Residual()),
 }
 every_network = pytest.mark.parametrize("name", NETWORKS)
@@ -157,7 +191,10 @@ def swept(lin):
         (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.ReLU(), nn.Linear(4, 2)), []),
         (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh()), []),
         (lambda: nn.Linear(3, 4), []),
-        (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Dropout(0.5), nn.Linear(4, 2)), []),
+        (lambda: nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Tanh(), nn.Linear(4, 2)), []),
+        (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Dropout(0.5), nn.Dropout(0.5), nn.Linear(4, 2)), []),
+        (lambda: with_dropout(nn.Tanh(), nn.SiLU()), ["linear tanh dropout linear silu dropout linear"]),
+        (Dropped, ["linear leaky_relu dropout linear sigmoid dropout"]),
         (lambda: perceptron_of(nn.Dropout(0.5)), ["linear tanh linear leaky_relu linear"]),
         (Functional, ["linear leaky_relu linear tanh"]),
         (Smooth, ["linear elu linear softplus linear tanh linear silu"]),
@@ -261,23 +298,56 @@ def test_other_constants_than_the_kernels(other):
 @sweeps_run
 def test_pieces(monkeypatch, without, expected):
     """Of Linear, Tanh, Linear, ReLU, Linear, SiLU, Linear: positions without a kernel, or with a large weight."""
-    kinds = ("tanh", "relu", "silu")
+    rules = ["linear", "tanh", "linear", "relu", "linear", "silu", "linear"]
     weights = [torch.empty(3, 3), torch.empty(perceptron._LARGEST + 1)]
     calls = [((weights[i in without],), {}) if i % 2 == 0 else ((), {}) for i in range(7)]
-    kinds = tuple("elu" if 2 * i + 1 in without else kind for i, kind in enumerate(kinds))
     for i in without:
         if i % 2:
-            calls[i] = ((0.5,), {})
-    parts = perceptron.parts_of(calls, kinds)
+            rules[i], calls[i] = "elu", ((0.5,), {})
+    rules = tuple(rules)
+    parts = perceptron.parts_of(calls, rules)
     x = torch.empty(perceptron._MANY + 1, 3, requires_grad=True)
     monkeypatch.setattr(perceptron, "sweeps_outrun_torch", lambda: False)
-    assert perceptron.pieces_of(parts, kinds, x) == expected
+    assert perceptron.pieces_of(parts, rules, x) == expected
     without_last = [(begin, min(end, 5)) for begin, end in expected if min(end, 5) - begin > 2]
-    assert perceptron.pieces_of(parts[:6], kinds, x) == without_last
-    assert perceptron.pieces_of(parts, kinds, x.detach()) == []
+    assert perceptron.pieces_of(parts[:6], rules[:6], x) == without_last
+    assert perceptron.pieces_of(parts, rules, x.detach()) == []
     monkeypatch.setattr(perceptron, "sweeps_outrun_torch", lambda: True)
     if all(i % 2 == 0 for i in without):
-        assert perceptron.pieces_of(parts, kinds, x) == [(0, 7)]
+        assert perceptron.pieces_of(parts, rules, x) == [(0, 7)]
+
+
+@pytest.mark.parametrize(
+    "behind, p, expected",
+    [
+        ("tanh", 0.5, (0, 6)),
+        ("tanh", 0.0, (0, 6)),
+        ("tanh", 1.0, (0, 5)),
+        ("silu", 0.5, (0, 4)),
+        ("silu", 0.0, (0, 4)),
+    ],
+)
+@sweeps_run
+def test_pieces_with_dropout(behind, p, expected):
+    """Of Linear, ReLU, Dropout, Linear, an activation, Dropout."""
+    rules = ("linear", "relu", "dropout", "linear", behind, "dropout")
+    calls = [((torch.empty(3, 3),), {}) if rule == "linear" else ((), {}) for rule in rules]
+    calls[2], calls[5] = ((0.5, True), {}), ((), {"p": p})
+    x = torch.empty(2, 3, requires_grad=True)
+    assert perceptron.pieces_of(perceptron.parts_of(calls, rules), rules, x) == [expected]
+    calls[2] = ((1.0, True), {})
+    assert perceptron.pieces_of(perceptron.parts_of(calls, rules), rules, x) == []
+    calls[2] = ((1.0, False), {})
+    assert perceptron.pieces_of(perceptron.parts_of(calls, rules), rules, x) == [expected]
+
+
+def test_a_probability_of_one():
+    net, x = with_dropout(nn.Tanh(), nn.SiLU()), torch.randn(4, 3).requires_grad_()
+    net[2].p = 1.0
+    lin = linearize(net, x)
+    torch.manual_seed(5)
+    close(lin.value, net(x), 1e-6, "value")
+    assert not lin.vjp(torch.ones_like(lin.value)).any()
 
 
 @sweeps_run
@@ -448,8 +518,25 @@ def test_compiled(name):
         lin = linearize(net, x)
         return scalar_of([lin.value, lin.vjp(lin.value.sin())])
 
+    expected = gradients(loss(net, x), net, x)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    all_close(gradients(compiled(net, x), net, x), gradients(loss(net, x), net, x), 1e-12, "both")
+    torch.manual_seed(5)
+    all_close(gradients(compiled(net, x), net, x), expected, 1e-12, "both")
+
+
+@pytest.mark.parametrize("name", ["dropout", "dropout, ReLU", "dropout, functional", "dropout at the end"])
+def test_dropout_is_the_networks(name):
+    """The mask that the network draws from the same state of the generator."""
+    net, x = make(name)
+    lin = linearize(net, x)
+    torch.manual_seed(5)
+    value = net(x)
+    cotangent = torch.randn_like(value)
+    close(lin.value, value, 1e-13, "value")
+    expected = torch.autograd.grad(value, x, cotangent, create_graph=True)[0]
+    close(lin.vjp(cotangent), expected, 1e-13, "vjp")
+    results = [gradients(scalar_of(parts), net, x) for parts in ([lin.vjp(cotangent), lin.value], [expected, value])]
+    all_close(*results, 1e-12, "both")
 
 
 def sweeps_in_graph(function, *args, **how):

@@ -10,9 +10,12 @@ from torch.nn import functional as F
 
 from fisherkernels import ops
 from fisherkernels.ops._mlp_graph import graph_value, graph_vjp
-from fisherkernels.ops._mlp_plain import NOT_LAST, SWEEP_ACTIVATIONS
+from fisherkernels.ops._mlp_plain import CURVED, NOT_LAST, SWEEP_ACTIVATIONS, Constants, drawn_mask, padded
 
 opset = torch.ops.fisherkernels
+P = 0.4
+DROPPED = tuple(f"{kind}, dropout" for kind in SWEEP_ACTIVATIONS)
+BEHIND_OTHERS = {*NOT_LAST, *(f"{kind}, dropout" for kind in NOT_LAST)}
 
 
 def split(count, tensors):
@@ -20,23 +23,38 @@ def split(count, tensors):
     return tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
 
 
+def activations_of(kinds):
+    """Their names, and p of the dropout behind each: "tanh", or "tanh, dropout"."""
+    pairs = [kind.partition(", ") for kind in kinds]
+    return [name for name, *_ in pairs], [P if behind else 0.0 for *_, behind in pairs]
+
+
+def seeded():
+    """Everybody draws the same masks."""
+    if not torch.compiler.is_compiling():
+        torch.manual_seed(5)
+
+
 def oracle(x, kinds, count, *tensors):
     """The value, vector-Jacobian products with each cotangent, and what the activations gave or were given."""
+    seeded()
     weights, biases, cotangents = split(count, tensors)
     x = x if x.requires_grad else x.detach().requires_grad_()
     value, hidden = x, []
-    for weight, bias, kind in itertools.zip_longest(weights, biases, kinds):
+    for weight, bias, kind, p in itertools.zip_longest(weights, biases, *activations_of(kinds)):
         value = F.linear(value, weight, bias)
         if kind is not None:
-            given, value = value, FUNCTIONS[kind](value)
+            given, value = value, F.dropout(FUNCTIONS[kind](value), p)
             hidden.append(given if kind in NOT_LAST else value)
     products = [torch.autograd.grad(value, x, c, create_graph=True)[0] for c in cotangents]
     return value, *products, *hidden
 
 
 def called(x, kinds, count, *tensors):
+    seeded()
     weights, biases, cotangents = split(count, tensors)
-    sweep = ops.mlp_sweep(x, weights, biases, kinds, [SLOPE] * len(kinds))
+    names, dropout = activations_of(kinds)
+    sweep = ops.mlp_sweep(x, weights, biases, names, [SLOPE] * len(kinds), dropout)
     hidden = (h.clone(memory_format=torch.contiguous_format) for h in sweep.hidden)
     return sweep.value, *map(sweep.vjp, cotangents), *hidden
 
@@ -77,7 +95,7 @@ def terms_of(outputs):
 @given(
     widths=st.lists(st.sampled_from([1, 2, 5, 8, 31, 64, 100, 193]), min_size=2, max_size=4),
     samples=st.sampled_from([0, 1, 2, 9, 33]),
-    kinds=st.lists(st.sampled_from(SWEEP_ACTIVATIONS), min_size=3, max_size=3),
+    kinds=st.lists(st.sampled_from(SWEEP_ACTIVATIONS + DROPPED), min_size=3, max_size=3),
     behind_last=st.booleans(),
     biases=st.booleans(),
     used=st.lists(st.sampled_from(["value", "vjp", "another vjp", "hidden"]), min_size=1, unique=True),
@@ -88,7 +106,7 @@ def test_values_and_gradients(
     device, random_tensor, check_against, widths, samples, kinds, behind_last, biases, used, dtype, layout
 ):
     """The loss uses the value, products and hidden values, or only some of these."""
-    kinds = kinds[: len(widths) - 2 + (behind_last and kinds[len(widths) - 2] not in NOT_LAST)]
+    kinds = kinds[: len(widths) - 2 + (behind_last and kinds[len(widths) - 2] not in BEHIND_OTHERS)]
     if not kinds:
         used = ["value"] if used == ["hidden"] else used
     args = make_arguments(random_tensor, widths, samples, kinds, biases, 2, dtype, device, layout)
@@ -103,12 +121,12 @@ def test_values_and_gradients(
 @pytest.mark.parametrize("behind_last", [False, True])
 def test_several_tiles(device, random_tensor, check_against, behind_last):
     """More rows than a tile has, wider than one and two."""
-    kinds = ["softplus", "leaky_relu", "sigmoid"][: 2 + behind_last]
+    kinds = ["softplus, dropout", "leaky_relu, dropout", "sigmoid, dropout"][: 2 + behind_last]
     args = make_arguments(random_tensor, (20, 100, 256, 67), 600, kinds, dtype=torch.float32, device=device)
     check_against(called, oracle, args)
 
 
-@pytest.mark.parametrize("kinds", [["tanh"], ["relu", "sigmoid"], ["silu"]])
+@pytest.mark.parametrize("kinds", [["tanh"], ["relu", "sigmoid"], ["silu"], ["tanh, dropout", "tanh"]])
 def test_every_choice_of_what_is_trained(device, random_tensor, check_against, kinds):
     args = make_arguments(random_tensor, (3, 5, 2), 4, kinds, device=device)
     positions = [i for i, value in enumerate(args) if isinstance(value, torch.Tensor)]
@@ -131,7 +149,7 @@ def test_no_graph_where_nothing_is_trained(device, random_tensor):
 class TestBackward:
     """Of part of the inputs, more than once, through several products."""
 
-    @pytest.fixture(params=[["tanh"], ["relu", "sigmoid"], ["softplus", "tanh"]])
+    @pytest.fixture(params=[["tanh"], ["relu", "sigmoid"], ["softplus", "tanh"], ["gelu, dropout"]])
     def args(self, request, device, random_tensor):
         return with_leaves(make_arguments(random_tensor, (3, 5, 2), 4, request.param, products=2, device=device))
 
@@ -206,8 +224,9 @@ def test_no_gradient_arrives(device, random_tensor, stopped, create_graph):
 
 KINDS = pytest.mark.parametrize(
     "kinds",
-    [["tanh"], ["sigmoid", "tanh"], ["relu", "leaky_relu"], ["silu"], ["elu", "sigmoid"], ["softplus"], ["gelu"]],
-)
+    [["tanh"], ["sigmoid", "tanh"], ["relu", "leaky_relu"], ["silu"], ["elu", "sigmoid"], ["softplus"], ["gelu"],
+     ["tanh, dropout"], ["leaky_relu, dropout"], ["silu, dropout", "sigmoid"]],
+)  # fmt: skip
 
 
 @KINDS
@@ -222,7 +241,9 @@ def test_gradcheck(device, random_tensor, kinds):
 
 
 @pytest.mark.parametrize("used", [(0,), (1,), (0, 1), (2,)])
-@pytest.mark.parametrize("kinds", [["tanh"], ["tanh", "sigmoid"], ["silu"], ["softplus", "tanh"], ["gelu"]])
+@pytest.mark.parametrize(
+    "kinds", [["tanh"], ["tanh", "sigmoid"], ["silu"], ["softplus", "tanh"], ["gelu"], ["sigmoid, dropout"]]
+)
 def test_third_derivatives(device, random_tensor, kinds, used):
     """Each of a gradient's gradient, where that is made of one of the outputs alone as well."""
     args = with_leaves(make_arguments(random_tensor, (2, 3, 2), 3, kinds, device=device))
@@ -266,20 +287,28 @@ def test_inputs_made_of_each_other(device, random_tensor):
         torch.testing.assert_close(result, expected)
 
 
+def constants_of(kinds):
+    names, dropout = activations_of(kinds)
+    codes = [SWEEP_ACTIVATIONS.index(name) for name in names]
+    return Constants(codes, [SLOPE] * len(kinds), [1 / (1 - p) if p else 0.0 for p in dropout])
+
+
 def raw_calls(args):
     """Every operator with arguments as the sweeps give them: name, arguments."""
     x, kinds, count, *tensors = args
     weights, biases, (cotangent, gradient) = split(count, tensors)
-    codes, slopes = [SWEEP_ACTIVATIONS.index(kind) for kind in kinds], [SLOPE] * len(kinds)
-    net = (weights, codes, slopes)
+    constants = constants_of(kinds)
+    masks = [padded(torch.rand(len(x), len(w)) > P) for w, p in zip(weights, constants.scales, strict=False) if p]
+    behind_weights = (*constants, masks)
+    net = (weights, *behind_weights)
     biases = [x.new_empty(0) if bias is None else bias for bias in biases]
-    _, hidden, beside = opset.mlp_value(x, weights, biases, codes, slopes)
+    _, hidden, beside = opset.mlp_value(x, weights, biases, *behind_weights)
     _, before, behind = opset.mlp_vjp(cotangent, hidden, *net)
     by_hidden = [torch.randn_like(h) for h in hidden[: count - 1]]
     room = [torch.randn_like(weight) for weight in weights]
-    yield "mlp_value", (x, weights, biases, codes, slopes)
+    yield "mlp_value", (x, weights, biases, *behind_weights)
     yield "mlp_vjp", (cotangent, hidden, *net)
-    curved = [torch.zeros_like(h) for h, kind in zip(hidden, kinds, strict=True) if "relu" not in kind]
+    curved = [torch.zeros_like(h) for h, kind in zip(hidden, constants.kinds, strict=True) if kind in CURVED]
     for to_weights in (room, []):
         to_biases = [x.new_zeros(len(weight)) for weight in to_weights]
         yield "mlp_vjp_backward", (x, cotangent, before, behind, hidden, *net, to_weights, curved)
@@ -291,7 +320,7 @@ def raw_calls(args):
         yield "mlp_value_gradients", (gradient, by_hidden, x, hidden, beside, *net, wanted, not wanted)
 
 
-@pytest.mark.parametrize("kinds, biases", [(["tanh"], True), (["relu", "sigmoid"], False), (["silu"], True)])
+@pytest.mark.parametrize("kinds, biases", [(["tanh"], True), (["relu", "sigmoid"], False), (["silu, dropout"], True)])
 def test_opcheck(device, random_tensor, kinds, biases):
     for name, args in raw_calls(make_arguments(random_tensor, (3, 4, 2), 3, kinds, biases, 2, device=device)):
         torch.library.opcheck(getattr(opset, name).default, args)
@@ -309,8 +338,10 @@ def without_padding(results, weights):
 
 
 @pytest.mark.parametrize(
-    "kinds", [["sigmoid", "tanh", "tanh"], ["relu", "leaky_relu"], ["silu", "elu"], ["softplus", "gelu", "tanh"]]
-)
+    "kinds",
+    [["sigmoid", "tanh", "tanh"], ["relu", "leaky_relu"], ["silu", "elu"], ["softplus", "gelu", "tanh"],
+     ["tanh, dropout", "silu, dropout"], ["leaky_relu, dropout", "relu, dropout", "tanh, dropout"]],
+)  # fmt: skip
 def test_kernels_agree_with_twins(random_tensor, kinds):
     """From residuals of the kernels, with tied weights, also in what is written in place."""
     if not ops.backends()["cpu"].active:
@@ -337,10 +368,12 @@ def test_operators_that_write_in_place_are_not_differentiable(device, random_ten
 
 def through_operators(x, kinds, count, *tensors):
     """As in graphs of torch.compile."""
+    seeded()
     weights, biases, cotangents = split(count, tensors)
-    constants = [SWEEP_ACTIVATIONS.index(kind) for kind in kinds], [SLOPE] * len(kinds)
-    results = graph_value(constants, count, x, *weights, *biases)
-    shared = (*results[: len(kinds)], *weights)
+    constants, (_, dropout) = constants_of(kinds), activations_of(kinds)
+    masks = [drawn_mask(x, len(w), p) for w, p in zip(weights, dropout, strict=False) if p]
+    results = graph_value(constants, count, x, *weights, *biases, *masks)
+    shared = (*results[: len(kinds)], *weights, *masks)
     rows = [h[:, : len(w)] for h, w in zip(results, weights, strict=False)]
     return rows[-1], *(graph_vjp(constants, c, *shared) for c in cotangents), *rows[: len(kinds)]
 
@@ -364,7 +397,7 @@ def test_operators_are_differentiable(device, random_tensor, kinds, biases, trai
 
 
 def test_their_second_derivative(device, random_tensor):
-    args = with_leaves(make_arguments(random_tensor, (3, 8, 5, 2), 4, ["tanh", "silu"], device=device))
+    args = with_leaves(make_arguments(random_tensor, (3, 8, 5, 2), 4, ["tanh, dropout", "silu"], device=device))
     found = []
     for run in (through_operators, oracle):
         grads = torch.autograd.grad(total(run(*args)), tensors_of(args), create_graph=True)
@@ -374,7 +407,7 @@ def test_their_second_derivative(device, random_tensor):
 
 
 def test_their_gradients_in_stacks(device, random_tensor):
-    args = with_leaves(make_arguments(random_tensor, (3, 8, 5, 2), 4, ["tanh", "silu"], device=device))
+    args = with_leaves(make_arguments(random_tensor, (3, 8, 5, 2), 4, ["tanh, dropout", "silu"], device=device))
     found = []
     for run in (through_operators, oracle):
         value, product, *_ = run(*args)
@@ -412,7 +445,9 @@ def test_gradients_of_hidden_values_in_any_layout(random_tensor):
 
 
 def test_same_bits_every_time(device, random_tensor):
-    args = make_arguments(random_tensor, (20, 100, 33), 300, ["gelu", "relu"], dtype=torch.float32, device=device)
+    args = make_arguments(
+        random_tensor, (20, 100, 33), 300, ["gelu, dropout", "relu"], dtype=torch.float32, device=device
+    )
 
     def run():
         leaves = with_leaves(args)
@@ -439,7 +474,7 @@ def test_sums_longer_than_a_tile_and_empty_ones(device, random_tensor, widths, s
 def test_results_do_not_depend_on_the_number_of_threads(random_tensor, widths, active):
     if not ops.backends()["cpu"].active:
         pytest.skip("no native CPU library")
-    kinds = ["tanh", "relu"] if active else ["silu"]
+    kinds = ["tanh", "relu"] if active else ["silu, dropout"]
     args = make_arguments(random_tensor, widths, 600, kinds, dtype=torch.float32)
     threads, results = torch.get_num_threads(), []
     try:
@@ -501,6 +536,51 @@ def test_activations_everywhere(device, kind, dtype):
         torch.testing.assert_close(result, expected.to(dtype), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dropout_is_that_of_torch(dtype):
+    """The same draw, and the generator where that leaves it."""
+    x, weight = torch.ones(50, 1, dtype=dtype), torch.ones(37, 1, dtype=dtype)
+    torch.manual_seed(1)
+    hidden = F.dropout(x @ weight.t(), 0.3)
+    expected, drawn = F.dropout(torch.sigmoid(hidden @ weight), 0.8), torch.rand(3)
+    torch.manual_seed(1)
+    sweep = ops.mlp_sweep(x, [weight, weight.t(), weight[:1]], [None] * 3, ["relu", "sigmoid"], dropout=[0.3, 0.8])
+    assert torch.equal(sweep.masks[0], hidden != 0) and torch.equal(sweep.masks[1], expected != 0)
+    torch.testing.assert_close(sweep.value, expected)
+    assert torch.equal(torch.rand(3), drawn)
+
+
+@pytest.mark.parametrize("p", [0.001, 0.999])
+@pytest.mark.parametrize("kind", SWEEP_ACTIVATIONS)
+def test_dropout_with_extreme_probabilities(device, random_tensor, check_against, kind, p, monkeypatch):
+    monkeypatch.setitem(globals(), "P", p)
+    args = make_arguments(
+        random_tensor, (3, 40, 30, 2), 20, [f"{kind}, dropout"] * 2, dtype=torch.float32, device=device
+    )
+    check_against(called, oracle, args)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_dropout_compiles(random_tensor, backend):
+    """Whatever is drawn, value, product and gradients are of the same mask."""
+    args = with_leaves(make_arguments(random_tensor, (3, 50, 2), 4, ["tanh"], dtype=torch.float64))
+    x, _, count, *tensors = args
+    weights, biases, (cotangent,) = split(count, tensors)
+
+    def loss(x, weights, biases, cotangent):
+        sweep = ops.mlp_sweep(x, weights, biases, ["tanh"], dropout=[P])
+        return total([sweep.value, sweep.vjp(cotangent)]), sweep.masks[0]
+
+    result, mask = torch.compile(loss, fullgraph=True, backend=backend)(x, weights, biases, cotangent)
+    assert 0.3 < mask.double().mean() < 0.9
+    hidden = torch.tanh(F.linear(x, weights[0], biases[0])) * mask / (1 - P)
+    value = F.linear(hidden, weights[1], biases[1])
+    expected = total([value, torch.autograd.grad(value, x, cotangent, create_graph=True)[0]])
+    torch.testing.assert_close(result, expected)
+    found = [torch.autograd.grad(part, tensors_of(args)) for part in (result, expected)]
+    torch.testing.assert_close(*found)
+
+
 @KINDS
 def test_compiles_and_transforms(random_tensor, kinds):
     """The operations that torch.compile, and torch.func's transforms, see through."""
@@ -512,6 +592,7 @@ def test_compiles_and_transforms(random_tensor, kinds):
     flat = [args[0], *args[3:]]
     expected = torch.autograd.grad(total(oracle(*args)), flat)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    seeded()
     results = [torch.autograd.grad(compiled(*flat), flat), torch.func.grad(loss, tuple(range(len(flat))))(*flat)]
     for result in results:
         torch.testing.assert_close(result, expected)
@@ -526,10 +607,10 @@ X, W, V, B, C = torch.zeros(3, 5), torch.zeros(7, 5), torch.zeros(2, 7), torch.z
         ((None, [W, V], [B, C], ["tanh"]), TypeError, "x must be a Tensor, got NoneType"),
         ((X.half(), [W, V], [B, C], ["tanh"]), TypeError, "x must be float32 or float64, got torch.float16"),
         ((X[0], [W, V], [B, C], ["tanh"]), ValueError, r"x must have two dimensions .* got shape \[5\]"),
-        ((X, [], [], []), ValueError, "as many weights, biases and activations .* got 0, 0, 0 and 0"),
-        ((X, [W, V], [B], ["tanh"]), ValueError, "got 2, 1, 1 and 1"),
-        ((X, [W, V], [B, C], []), ValueError, "got 2, 2, 0 and 0"),
-        ((X, [W, V], [B, C], ["tanh"], [0.1, 0.1]), ValueError, "got 2, 2, 1 and 2"),
+        ((X, [], [], []), ValueError, "as many weights, biases and activations .* got 0, 0, 0, 0 and 0"),
+        ((X, [W, V], [B], ["tanh"]), ValueError, "got 2, 1, 1, 1 and 1"),
+        ((X, [W, V], [B, C], []), ValueError, "got 2, 2, 0, 0 and 0"),
+        ((X, [W, V], [B, C], ["tanh"], [0.1, 0.1]), ValueError, "got 2, 2, 1, 2 and 1"),
         ((X, [W, "V"], [B, C], ["tanh"]), TypeError, r"weights\[1\] must be a Tensor, got str"),
         ((X, [W, V.double()], [B, C], ["tanh"]), TypeError, r"weights\[1\] must have dtype torch.float32"),
         ((X, [W.t(), V], [B, C], ["tanh"]), ValueError, r"weights\[0\] must have shape \[any, 5\], got \[5, 7\]"),
@@ -541,6 +622,9 @@ X, W, V, B, C = torch.zeros(3, 5), torch.zeros(7, 5), torch.zeros(2, 7), torch.z
         ((X, [W, V], [B, C], ["relu", "silu"]), ValueError, r"behind the last weight .*leaky_relu, got 'silu'"),
         ((X, [W, V], [B, C], ["leaky_relu"], [-0.1]), ValueError, r"negative_slopes\[0\] must be 0 or more, got -0.1"),
         ((X, [W, V], [B, C], ["leaky_relu"], [float("nan")]), ValueError, r"negative_slopes\[0\] .* got nan"),
+        ((X, [W, V], [B, C], ["tanh"], None, [0.1, 0.1]), ValueError, "got 2, 2, 1, 1 and 2"),
+        ((X, [W, V], [B, C], ["tanh"], None, [1.0]), ValueError, r"dropout\[0\] must be .* less than 1, got 1.0"),
+        ((X, [W, V], [B, C], ["tanh"], None, [-0.1]), ValueError, r"dropout\[0\] must be at least 0 .* got -0.1"),
     ],
 )
 def test_bad_input(args, error, message):
