@@ -2,9 +2,10 @@
 
 On a CPU in eager mode a chain's value and each of its vector-Jacobian products is one autograd node with its backward
 written out (chain_nodes.py), made of pieces (chain_pieces.py): weights, a norm (BatchNorm of batch statistics,
-GroupNorm, InstanceNorm) with the activation behind it in one kernel, other activations, and what only moves numbers.
-Everywhere else, and for tangents and stacks, its steps run one by one. Steps with other rules end a chain; one whose
-constants or sizes the kernels do not take is run by itself, and what is behind it may be a chain again.
+GroupNorm, InstanceNorm) with the activation behind it in one kernel, other activations, and what is linear once it is
+drawn or picked: reshapes, padding, resampling, pooling, dropout. Everywhere else, and for tangents and stacks, its
+steps run one by one. Steps with other rules end a chain; one whose constants or sizes the kernels do not take is run by
+itself, and what is behind it may be a chain again.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ _NORMS = {
 }
 _NORM_DEFAULTS = {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5}
 _MOVES = {"identity", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "movedim"}
-_MOVES |= {"pixel_shuffle", "pixel_unshuffle", "interpolate", "avg_pool2d"}
-_MOVES |= {f"adaptive_avg_pool{d}d" for d in (1, 2, 3)}
+_MOVES |= {"pixel_shuffle", "pixel_unshuffle", "pad", "interpolate", "avg_pool2d", "dropout"}
+_MOVES |= {f"{kind}_pool{d}d" for kind in ("adaptive_avg", "max") for d in (1, 2, 3)}
 _RESHAPES = {"reshape", "flatten", "unflatten", "unsqueeze"}
 _ROLES = dict.fromkeys(_ARGUMENTS, "weight") | dict.fromkeys(_NORMS, "norm")
 _ROLES |= {SWEEP_ACTIVATIONS[i]: "curved" for i in CURVED}
@@ -159,6 +160,8 @@ class SweptChain:
                 if not has_kernel(rule, constants):
                     return
                 self._add(Activation(rule, constants))
+            elif rule == "pad" and not linear_pad(*args, **kwargs):
+                return
             else:
                 self._add(Move(rule, args, kwargs))
             at += 1
@@ -260,6 +263,11 @@ def norm_at(
     else:
         norm = Norm(groups, options["eps"], behind, constants, options.get("rank"))
     return norm, options["weight"], options["bias"]
+
+
+def linear_pad(pad: Any, mode: str = "constant", value: float | None = None) -> bool:
+    """Whether what is added is 0, or of the input."""
+    return mode != "constant" or not value
 
 
 def _channels_last(t: Tensor) -> bool:

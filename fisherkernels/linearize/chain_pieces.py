@@ -114,7 +114,7 @@ class Affine(Piece):
 
 
 class Move(Piece):
-    """What is linear, has no parameters, and numbers alone to save: reshapes, mean pooling, resampling."""
+    """What is linear, once a mask is drawn or maxima are picked, and has no parameters."""
 
     def __init__(self, rule: str, args: tuple, kwargs: dict):
         self.rule, self.args, self.kwargs = RULES[rule], args, kwargs
