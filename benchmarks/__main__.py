@@ -66,6 +66,9 @@ def _run(options):
         kept = options.allocator == "keep" and memory.keep_freed_memory()
         allocator = "freed memory kept" if kept else "default"
     for suite in [options.suite] if options.suite else list(suites.SUITES):
+        cases = [c for c in suites.cases(suite) if options.case in (None, c.name) and device.type in c.devices]
+        if not cases:
+            continue
         result = {"suite": suite, "device": device.type, "allocator": allocator, "tf32": options.tf32}
         result["machine"] = machine.facts(device)
         before = bandwidth.copy_bandwidth(device), gemm.gemm_rate(device)
@@ -73,16 +76,15 @@ def _run(options):
         suffix = "-default-allocator" if allocator == "default" else "-tf32" if options.tf32 else ""
         path = options.out / f"{suite}-{device.type}{suffix}.json"
         options.out.mkdir(parents=True, exist_ok=True)
-        for case in suites.cases(suite):
-            if options.case in (None, case.name) and device.type in case.devices:
-                print(f"{case.name}: {case.title}", flush=True)
-                sets = {"cpu": 2, "cuda": 8} if suite == "ops" else {"cpu": 1, "cuda": 4}
-                sets = sets[device.type]
-                checked = with_tf32(case) if options.tf32 else case
-                record = measure(checked, device, options.rounds, sets=sets, with_memory=options.memory)
-                result["cases"][case.name] = record
-                if options.case is None:  # what a run that is stopped has measured
-                    path.with_suffix(".partial").write_text(json.dumps(result, indent=1) + "\n")
+        for case in cases:
+            print(f"{case.name}: {case.title}", flush=True)
+            sets = {"cpu": 2, "cuda": 8} if suite == "ops" else {"cpu": 1, "cuda": 4}
+            sets = sets[device.type]
+            checked = with_tf32(case) if options.tf32 else case
+            record = measure(checked, device, options.rounds, sets=sets, with_memory=options.memory)
+            result["cases"][case.name] = record
+            if options.case is None:  # what a run that is stopped has measured
+                path.with_suffix(".partial").write_text(json.dumps(result, indent=1) + "\n")
         result["copy_bytes_per_second"] = max(before[0], bandwidth.copy_bandwidth(device))
         result["gemm_flops_per_second"] = max(before[1], gemm.gemm_rate(device))
         print(report.table(result))

@@ -12,7 +12,12 @@ SUITES = {
         "ops.score_moments",
         "ops.stability",
     ),
-    "steps": ("steps.fisher_ae_mlp", "steps.fisher_ae_conv", "steps.fisher_ae_residual"),
+    "steps": (
+        "steps.fisher_ae_mlp",
+        "steps.fisher_ae_conv",
+        "steps.fisher_ae_residual",
+        "steps.fisher_ae_dropout",
+    ),
     "cycles": ("steps.algorithm_1",),
     "fisher_net": ("fisher_net.sample", "fisher_net.sample_backward", "fisher_net.peak", "fisher_net.step"),
     "laplacian": ("laplacian.cases",),

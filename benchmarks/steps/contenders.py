@@ -41,8 +41,11 @@ class Model(nn.Module):
         return reference.elbo_loss(self.encoder, self.decoder, x, noise=noise).loss
 
 
-def step(make_model, method, fullgraph=None, dynamo_options=None):
-    """build(device, dtype) of one step; compiled where `fullgraph` says how, under `dynamo_options`."""
+def step(make_model, method, fullgraph=None, dynamo_options=None, *, draws=False):
+    """build(device, dtype) of one step; compiled where `fullgraph` says how, under `dynamo_options`.
+
+    `draws`: the networks have dropout; every contender draws the masks of the reference, compiled ones too.
+    """
 
     def build(device, dtype):
         with torch.random.fork_rng(devices=[]):
@@ -54,10 +57,14 @@ def step(make_model, method, fullgraph=None, dynamo_options=None):
             loss_of = torch.compile(loss_of, fullgraph=fullgraph)
         if dynamo_options:
             loss_of = torch._dynamo.config.patch(dynamo_options)(loss_of)
+        if draws and fullgraph is not None:
+            loss_of = torch._inductor.config.patch(fallback_random=True)(loss_of)
         trained = [model.encoder, model.decoder] + ([] if "elbo" in method else [model.prior])
         parameters = [parameter for module in trained for parameter in module.parameters()]
 
         def run(x, noise):
+            if draws:
+                torch.manual_seed(0)
             if "double_backward" in method:
                 x = x.detach().requires_grad_()  # a graph being compiled cannot make this leaf
             loss = loss_of(x, noise)
@@ -68,28 +75,32 @@ def step(make_model, method, fullgraph=None, dynamo_options=None):
     return build
 
 
-def fisher_ae_case(name, title, make_model, x_shape, latent_dim):
+def fisher_ae_case(name, title, make_model, x_shape, latent_dim, *, draws=False):
+    """`draws`: see step; the paper's formula with two passes of the encoder would draw two masks then."""
+
     def inputs(generator, batch=BATCH):
         x = torch.rand(batch, *x_shape, generator=generator)
         return x, torch.randn(1, batch, latent_dim, generator=generator)
 
     def contender(label, *how, route=FISHER, **keywords):
-        return Contender(label, step(make_model, *how), route=route, **keywords)
+        return Contender(label, of(*how), route=route, **keywords)
 
+    of = partial(step, make_model, draws=draws)
+    twice = () if draws else (contender("eager double backward, encoder twice", "double_backward_as_printed"),)
     return Case(
         name=name,
         title=f"{title}, batch {BATCH}, d = {latent_dim}",
         inputs=inputs,
         exact_inputs=partial(inputs, batch=EXACT_BATCH),
-        reference=step(make_model, "double_backward_as_printed"),
+        reference=of("double_backward" if draws else "double_backward_as_printed"),
         contenders=(
             contender("ours", "ours"),
             contender("ours, compiled", "ours", True),
             contender("eager double backward", "double_backward"),
-            contender("eager double backward, encoder twice", "double_backward_as_printed"),
+            *twice,
             contender("torch.compile of double backward", "double_backward", False),
             contender("torch.compile with trace_autograd_ops", "double_backward", True, TRACED),
-            contender("ELBO, for scale", "elbo", route=ELBO, reference=step(make_model, "reference_elbo")),
+            contender("ELBO, for scale", "elbo", route=ELBO, reference=of("reference_elbo")),
         ),
         outputs=("loss", "gradients"),
         flops=partial(step_flops, make_model, x_shape, latent_dim, BATCH),
