@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from linearize_cases import hooked
 from torch import nn
 
 from fisherkernels import linearize
@@ -82,8 +83,8 @@ CASES = {
     "images to images": (lambda: nn.Sequential(nn.Conv2d(1, 2, 2), nn.ELU()), (3, 1, 2, 3)),
 }
 FALLBACKS = {
-    "fallback, tangents": (lambda: nn.Sequential(nn.Linear(2, 4), nn.Mish(), nn.Softmin(-1)), (3, 2)),
-    "fallback, cotangents": (lambda: nn.Sequential(nn.Linear(4, 3), nn.Mish(), nn.Linear(3, 2)), (3, 4)),
+    "fallback, tangents": (lambda: nn.Sequential(nn.Linear(2, 4), hooked(nn.Mish()), hooked(nn.Softmin(-1))), (3, 2)),
+    "fallback, cotangents": (lambda: nn.Sequential(nn.Linear(4, 3), hooked(nn.Mish()), nn.Linear(3, 2)), (3, 4)),
 }
 
 

@@ -20,6 +20,12 @@ class Function(nn.Module):
         return self.function[0](self, x)
 
 
+def hooked(layer):
+    """The same layer; with a hook it has no rule."""
+    layer.register_forward_hook(lambda module, args, value: None)
+    return layer
+
+
 class FunctionalBatchNorm(nn.Module):
     def __init__(self, channels):
         super().__init__()

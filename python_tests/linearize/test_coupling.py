@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from jacobian_cases import by_functorch
-from linearize_cases import Function, FunctionalBatchNorm
+from linearize_cases import Function, FunctionalBatchNorm, hooked
 from linearize_oracle import close
 from torch import nn
 from torch.nn import functional as F
@@ -50,7 +50,7 @@ SEPARATE = {
     "module in eval mode": lambda: nn.BatchNorm1d(5).eval(),
     "functional in eval mode": lambda: FunctionalBatchNorm(5).eval(),
     "GroupNorm": lambda: nn.GroupNorm(1, 5),
-    "fallback": lambda: nn.Softmin(-1),
+    "fallback": lambda: hooked(nn.Softmin(-1)),
     "products with constants": lambda: Function(lambda m, x: (m.v @ (x @ m.w)[..., None])[..., 0], w=(5, 6), v=(5, 6)),
     "attention over the features": lambda: Function(
         lambda m, x: F.scaled_dot_product_attention(x[..., None], x[..., None], x[..., None])[..., 0]
@@ -117,6 +117,6 @@ def test_accepted(name, x):
 @pytest.mark.filterwarnings("ignore:.*no rule for")
 def test_nan_is_no_coupling(x):
     x[2] = torch.nan
-    lin = linearize(around(nn.Softmin(-1)), x)
+    lin = linearize(around(hooked(nn.Softmin(-1))), x)
     assert lin.coupled == ()
     assert lin.jacobian().isnan().flatten(1).any(1).tolist() == [False, False, True, False, False, False]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from jacobian_cases import by_functorch, conv_decoder, conv_encoder, linearized
+from linearize_cases import hooked
 from linearize_oracle import all_close, close, gradients, scalar_of
 from torch import nn
 from torch.nn import functional as F
@@ -141,5 +142,5 @@ class TestWork:
 
     @pytest.mark.filterwarnings("ignore:.*no rule for")
     def test_fallback(self):
-        net = nn.Sequential(nn.Linear(3, 6), nn.PReLU(6))
+        net = nn.Sequential(nn.Linear(3, 6), hooked(nn.PReLU(6)))
         assert linearize(net, torch.randn(5, 3)).work() == (2 * 3 * 6 + 2 * 6, 4 * 3 * 6, 2)

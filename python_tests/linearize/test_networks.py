@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from linearize_cases import hooked
 from linearize_oracle import SEED, all_close, check, close, gradients, scalar_of
 from torch import nn
 from torch.nn import functional as F
@@ -179,7 +180,7 @@ def test_parameters_stand_in_for_the_modules_own():
 
 def test_parameters_of_tied_weights_and_of_fallbacks():
     first = nn.Linear(3, 3).double()
-    tied = nn.Sequential(first, nn.Mish(), first, nn.Softmin(-1)).double()
+    tied = nn.Sequential(first, hooked(nn.Mish()), first, hooked(nn.Softmin(-1))).double()
     other = {name: torch.randn_like(p) for name, p in tied.named_parameters()}
     x = torch.randn(4, 3, dtype=torch.float64)
     with pytest.warns(UserWarning, match="no rule for 1, 3 of Sequential"):
@@ -229,8 +230,8 @@ def test_compiled_graph_follows_train_eval_and_replaced_layers():
 @pytest.mark.parametrize(
     ("make", "slow"),
     [
-        (lambda: nn.Sequential(nn.Linear(4, 4), nn.Mish(), nn.Linear(4, 3)), {"1"}),
-        (lambda: nn.Sequential(nn.Linear(4, 4), nn.Softmin(-1)), {"1"}),
+        (lambda: nn.Sequential(nn.Linear(4, 4), hooked(nn.Mish()), nn.Linear(4, 3)), {"1"}),
+        (lambda: nn.Sequential(nn.Linear(4, 4), hooked(nn.Softmin(-1))), {"1"}),
         (lambda: nn.Sequential(Branching(), nn.Linear(4, 3)), {"0"}),
         (lambda: Branching(), {"Branching"}),
         (lambda: nn.Sequential(nn.Linear(4, 4), Noisy()), {"1"}),
@@ -239,7 +240,7 @@ def test_compiled_graph_follows_train_eval_and_replaced_layers():
             {"1"},
         ),
         (lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Tanh()), {"0"}),
-        (lambda: nn.Sequential(nn.Linear(4, 4), nn.Dropout1d(0.5), nn.Tanh()), {"1"}),
+        (lambda: nn.Sequential(nn.Linear(4, 4), hooked(nn.Dropout1d(0.5)), nn.Tanh()), {"1"}),
     ],
 )
 def test_fallback_for_that_module_alone(make, slow):
