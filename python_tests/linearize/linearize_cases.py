@@ -57,6 +57,19 @@ def _conv_bn():
     return nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3))
 
 
+def _scaled(factor, layer):
+    """With a Linear in front, so that the layer meets all its pieces."""
+    first = nn.Linear(5, 5)
+    first.weight.data.mul_(factor)
+    return nn.Sequential(first, layer)
+
+
+def _per_channel(count):
+    layer = nn.PReLU(count)
+    layer.weight.data.uniform_(-0.5, 0.5)
+    return layer
+
+
 MODULES = {
     "Linear": (lambda: nn.Linear(3, 5), (4, 3)),
     "Linear without bias, 3-d": (lambda: nn.Linear(3, 5, bias=False), (4, 2, 3)),
@@ -116,12 +129,30 @@ MODULES = {
     "GELU tanh": (lambda: nn.GELU("tanh"), (4, 3)),
     "Hardtanh": (lambda: nn.Hardtanh(-0.5, 0.7), (4, 3)),
     "ReLU6": (nn.ReLU6, (4, 3)),
+    "SELU": (nn.SELU, (4, 3)),
+    "CELU": (lambda: nn.CELU(0.5), (4, 3)),
+    "Mish": (nn.Mish, (4, 3)),
+    "Hardswish": (nn.Hardswish, (5, 7)),
+    "Softsign": (nn.Softsign, (4, 3)),
+    "LogSigmoid": (nn.LogSigmoid, (4, 3)),
+    "Tanhshrink": (nn.Tanhshrink, (4, 3)),
+    "Hardsigmoid": (lambda: _scaled(4.0, nn.Hardsigmoid()), (4, 5)),
+    "Threshold": (lambda: nn.Threshold(0.2, -1.5), (4, 3)),
+    "Softshrink": (lambda: nn.Softshrink(0.4), (4, 3)),
+    "Hardshrink": (lambda: nn.Hardshrink(0.6), (4, 3)),
+    "PReLU": (nn.PReLU, (4, 3)),
+    "PReLU per channel": (lambda: _per_channel(3), (4, 3, 2, 1)),
+    "PReLU per unit": (lambda: _per_channel(5), (3, 5)),
+    "RReLU eval": (lambda: nn.RReLU(0.1, 0.5).eval(), (4, 3)),
+    "GLU": (nn.GLU, (4, 6)),
+    "GLU of channels": (lambda: nn.GLU(1), (2, 4, 3)),
     "Softmax": (lambda: nn.Softmax(-1), (4, 5)),
     "Softmax over channels": (lambda: nn.Softmax(1), (3, 4, 2)),
     "LogSoftmax": (lambda: nn.LogSoftmax(1), (4, 5)),
     "Identity": (nn.Identity, (4, 3)),
     "Dropout train": (lambda: nn.Dropout(0.4), (6, 5)),
     "Dropout eval": (lambda: nn.Dropout(0.4).eval(), (6, 5)),
+    "GLU of the batch": (lambda: nn.GLU(0), (4, 3)),
     "AvgPool2d": (lambda: nn.AvgPool2d(2), (3, 2, 5, 6)),
     "AvgPool2d overlapping": (lambda: nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False), (3, 2, 6, 7)),
     "AvgPool2d divisor": (lambda: nn.AvgPool2d((2, 3), divisor_override=5), (3, 2, 5, 6)),
@@ -183,6 +214,18 @@ FUNCTIONS = {
     "Tensor.tanh": (lambda: Function(lambda m, x: x.tanh()), (4, 3)),
     "torch.exp": (lambda: Function(lambda m, x: torch.exp(x) + x.exp()), (4, 3)),
     "negation": (lambda: Function(lambda m, x: -torch.exp(-x)), (4, 3)),
+    "F.selu": (lambda: Function(lambda m, x: F.selu(2 * x, inplace=True) * torch.selu(x)), (4, 3)),
+    "F.celu": (lambda: Function(lambda m, x: F.celu(x, alpha=2.0) * torch.celu(x, 0.5)), (4, 3)),
+    "F.mish": (lambda: Function(lambda m, x: F.mish(x)), (4, 3)),
+    "F.hardswish": (lambda: Function(lambda m, x: F.hardswish(2 * x)), (4, 3)),
+    "F.softsign": (lambda: Function(lambda m, x: F.softsign(x) * F.tanhshrink(x)), (4, 3)),
+    "F.logsigmoid": (lambda: Function(lambda m, x: F.logsigmoid(x)), (4, 3)),
+    "F.hardsigmoid": (lambda: Function(lambda m, x: F.hardsigmoid(4 * x) * x), (4, 3)),
+    "F.threshold": (lambda: Function(lambda m, x: F.threshold(x, 0.1, 2.0) * torch.threshold(x, -0.3, 0)), (4, 3)),
+    "shrinkage": (lambda: Function(lambda m, x: F.softshrink(x) * F.hardshrink(x, 0.3) + x.hardshrink()), (4, 3)),
+    "F.prelu": (lambda: Function(lambda m, x: F.prelu(x, m.w) * x.prelu(m.v), w=(3,), v=(1,)), (4, 3)),
+    "F.rrelu": (lambda: Function(lambda m, x: F.rrelu(x, 0.2, 0.3) * torch.rrelu(x, training=False)), (4, 3)),
+    "F.glu": (lambda: Function(lambda m, x: F.glu(x, dim=1)), (4, 6, 1)),
     "F.dropout": (lambda: Function(lambda m, x: F.dropout(x, 0.3, m.training)), (6, 5)),
     "F.avg_pool2d": (lambda: Function(lambda m, x: F.avg_pool2d(x, (2, 3), stride=1)), (3, 2, 5, 6)),
     "F.interpolate nearest": (lambda: Function(lambda m, x: F.interpolate(x, scale_factor=2)), (3, 2, 3, 4)),

@@ -114,10 +114,23 @@ def primitive_instance_norm(
     return y if bias is None else y + bias.view(shape)
 
 
+def primitive_glu(x, dim=-1):
+    """F.glu in primitive operations, for want of that derivative."""
+    a, b = x.chunk(2, dim)
+    return a * torch.sigmoid(b)
+
+
+def primitive_hardsigmoid(x, inplace=False):
+    """F.hardsigmoid in primitive operations: the backward of torch's own has no derivative."""
+    return F.relu6(x + 3) / 6
+
+
 PRIMITIVE = {
     "batch_norm": primitive_batch_norm,
     "layer_norm": primitive_layer_norm,
     "instance_norm": primitive_instance_norm,
+    "glu": primitive_glu,
+    "hardsigmoid": primitive_hardsigmoid,
 }
 
 
@@ -125,7 +138,8 @@ def by_autograd(net: nn.Module, x, cotangents, tangent):
     """(value, J^T c of the batch sum by double backward, J t by forward mode)."""
     start = {name: buffer.clone() for name, buffer in net.named_buffers()}
     torch.manual_seed(SEED)
-    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no higher derivatives
+    primitive = mock.patch.object(F, "hardsigmoid", primitive_hardsigmoid)
+    with primitive, sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no higher derivatives
         value = net(x)
     vjp = torch.autograd.grad(parts(value), x, cotangents, create_graph=True, allow_unused=True)[0]
 

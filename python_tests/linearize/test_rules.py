@@ -81,6 +81,12 @@ def test_tables_name_known_rules():
     assert named | {"slice"} == set(RULES)
 
 
+def test_every_activation_of_torch_has_a_rule():
+    listed = {*torch.nn.modules.activation.__all__} - {"MultiheadAttention", "Softmax2d", "Softmin"}
+    assert {"ReLU", "Mish"} < listed
+    assert sorted(name for name in listed if getattr(torch.nn, name) not in MODULES) == []
+
+
 @pytest.mark.parametrize("activation", [torch.nn.ReLU(), torch.nn.LeakyReLU(0.2), torch.nn.Sigmoid(), torch.nn.Tanh()])
 def test_activations_keep_their_value_and_not_their_input(activation):
     """The next layer keeps the value anyway, so that they cost no memory."""
@@ -97,6 +103,19 @@ def test_activations_keep_their_value_and_not_their_input(activation):
     assert lin.value.untyped_storage().data_ptr() in kept
     assert x.untyped_storage().data_ptr() not in kept
     product.sum().backward()
+
+
+@pytest.mark.parametrize(
+    "net, shape, message",
+    [
+        (torch.nn.GLU(1), (4, 3), "Halving dimension must be even"),
+        (torch.nn.PReLU(2), (4, 3), "Mismatch of parameter numbers and input channel size"),
+    ],
+)
+def test_sizes_that_torch_refuses(net, shape, message):
+    for call in (net, lambda x: linearize(net, x)):
+        with pytest.raises(RuntimeError, match=message):
+            call(torch.randn(shape))
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])

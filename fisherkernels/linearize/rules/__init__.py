@@ -10,7 +10,9 @@ from . import (
     contraction,
     conv,
     elementary,
+    elu,
     gelu,
+    glu,
     groupnorm,
     instancenorm,
     layernorm,
@@ -24,11 +26,13 @@ from . import (
     resample,
     rmsnorm,
     shape,
+    smooth,
     softmax,
     stack,
 )
 
-_FILES = (linear, conv, batchnorm, groupnorm, instancenorm, layernorm, rmsnorm, activation, gelu, piecewise)
+_FILES = (linear, conv, batchnorm, groupnorm, instancenorm, layernorm, rmsnorm)
+_FILES += (activation, elu, gelu, smooth, piecewise, glu)
 _FILES += (elementary, arithmetic, reduction, softmax, contraction, attention)
 _FILES += (resample, pool, pad, shape, permute, stack, pixel_shuffle)
 

@@ -39,23 +39,6 @@ class LeakyReLU(SymmetricRule):
         return aten.leaky_relu_backward(t, either.detach(), negative_slope, is_value)
 
 
-class ELU(ElementwiseRule):
-    """a' = 1 for x > 0, else alpha exp(x)."""
-
-    def forward(self, input: Tensor, alpha: float = 1.0, inplace: bool = False):
-        return F.elu(input, alpha), (input, alpha)
-
-    def apply(self, saved, t, stacked):
-        input, alpha = saved
-        return aten.elu_backward(t, alpha, 1.0, 1.0, False, input)
-
-    def slopes(self, saved):
-        input, alpha = saved
-        below = alpha * torch.exp(input.clamp(max=0))
-        positive = input > 0
-        return torch.where(positive, 1, below), torch.where(positive, 0, below)
-
-
 class SiLU(ElementwiseRule):
     """a' = s (1 + x (1 - s)), s = sigmoid(x)."""
 
@@ -186,7 +169,6 @@ class Dropout(SymmetricRule):
 RULES = {
     "relu": ReLU(),
     "leaky_relu": LeakyReLU(),
-    "elu": ELU(),
     "silu": SiLU(),
     "softplus": Softplus(),
     "sigmoid": Sigmoid(),
@@ -203,8 +185,6 @@ FUNCTIONS = {
     torch.relu_: "relu",
     F.leaky_relu: "leaky_relu",
     F.leaky_relu_: "leaky_relu",
-    F.elu: "elu",
-    F.elu_: "elu",
     F.silu: "silu",
     F.softplus: "softplus",
     F.sigmoid: "sigmoid",
@@ -231,7 +211,6 @@ METHODS = {
 MODULES = {
     nn.ReLU: Layer("relu"),
     nn.LeakyReLU: Layer("leaky_relu", lambda module, read: (module.negative_slope,)),
-    nn.ELU: Layer("elu", lambda module, read: (module.alpha,)),
     nn.SiLU: Layer("silu"),
     nn.Softplus: Layer("softplus", lambda module, read: (module.beta, module.threshold)),
     nn.Sigmoid: Layer("sigmoid"),
