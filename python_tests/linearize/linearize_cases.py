@@ -153,6 +153,13 @@ MODULES = {
     "Dropout train": (lambda: nn.Dropout(0.4), (6, 5)),
     "Dropout eval": (lambda: nn.Dropout(0.4).eval(), (6, 5)),
     "GLU of the batch": (lambda: nn.GLU(0), (4, 3)),
+    "Dropout1d train": (lambda: nn.Dropout1d(0.4), (4, 5, 3)),
+    "Dropout2d train": (lambda: nn.Dropout2d(0.4), (3, 4, 2, 2)),
+    "Dropout3d train": (lambda: nn.Dropout3d(0.4), (3, 4, 1, 2, 2)),
+    "Dropout2d eval": (lambda: nn.Dropout2d(0.4).eval(), (3, 4, 2, 2)),
+    "AlphaDropout train": (lambda: nn.AlphaDropout(0.4), (6, 5)),
+    "AlphaDropout eval": (lambda: nn.AlphaDropout(0.4).eval(), (6, 5)),
+    "FeatureAlphaDropout train": (lambda: nn.FeatureAlphaDropout(0.4), (3, 4, 2, 2)),
     "AvgPool2d": (lambda: nn.AvgPool2d(2), (3, 2, 5, 6)),
     "AvgPool2d overlapping": (lambda: nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False), (3, 2, 6, 7)),
     "AvgPool2d divisor": (lambda: nn.AvgPool2d((2, 3), divisor_override=5), (3, 2, 5, 6)),
@@ -226,6 +233,21 @@ FUNCTIONS = {
     "F.prelu": (lambda: Function(lambda m, x: F.prelu(x, m.w) * x.prelu(m.v), w=(3,), v=(1,)), (4, 3)),
     "F.rrelu": (lambda: Function(lambda m, x: F.rrelu(x, 0.2, 0.3) * torch.rrelu(x, training=False)), (4, 3)),
     "F.glu": (lambda: Function(lambda m, x: F.glu(x, dim=1)), (4, 6, 1)),
+    "F.dropout2d": (
+        lambda: Function(lambda m, x: F.dropout2d(x, 0.3, m.training) * F.dropout1d(x[..., 0], 0.5)[..., None]),
+        (3, 4, 2, 2),
+    ),
+    "F.dropout3d": (lambda: Function(lambda m, x: F.dropout3d(x, 0.3, training=m.training)), (3, 4, 2, 1, 1)),
+    "F.alpha_dropout": (
+        lambda: Function(lambda m, x: F.alpha_dropout(x, 0.3, m.training) * torch.alpha_dropout(x, 0.2, True)),
+        (4, 3),
+    ),
+    "F.feature_alpha_dropout": (
+        lambda: Function(
+            lambda m, x: F.feature_alpha_dropout(x, training=True) * torch.feature_alpha_dropout(x, 0.2, True)
+        ),
+        (3, 4, 2),
+    ),
     "F.dropout": (lambda: Function(lambda m, x: F.dropout(x, 0.3, m.training)), (6, 5)),
     "F.avg_pool2d": (lambda: Function(lambda m, x: F.avg_pool2d(x, (2, 3), stride=1)), (3, 2, 5, 6)),
     "F.interpolate nearest": (lambda: Function(lambda m, x: F.interpolate(x, scale_factor=2)), (3, 2, 3, 4)),

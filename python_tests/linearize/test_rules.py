@@ -81,9 +81,10 @@ def test_tables_name_known_rules():
     assert named | {"slice"} == set(RULES)
 
 
-def test_every_activation_of_torch_has_a_rule():
-    listed = {*torch.nn.modules.activation.__all__} - {"MultiheadAttention", "Softmax2d", "Softmin"}
-    assert {"ReLU", "Mish"} < listed
+def test_every_activation_and_dropout_of_torch_has_a_rule():
+    listed = {*torch.nn.modules.activation.__all__, *torch.nn.modules.dropout.__all__}
+    listed -= {"MultiheadAttention", "Softmax2d", "Softmin"}
+    assert {"ReLU", "Mish", "Dropout2d"} < listed
     assert sorted(name for name in listed if getattr(torch.nn, name) not in MODULES) == []
 
 

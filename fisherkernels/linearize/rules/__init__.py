@@ -9,6 +9,7 @@ from . import (
     batchnorm,
     contraction,
     conv,
+    dropout,
     elementary,
     elu,
     gelu,
@@ -32,7 +33,7 @@ from . import (
 )
 
 _FILES = (linear, conv, batchnorm, groupnorm, instancenorm, layernorm, rmsnorm)
-_FILES += (activation, elu, gelu, smooth, piecewise, glu)
+_FILES += (activation, elu, gelu, smooth, piecewise, glu, dropout)
 _FILES += (elementary, arithmetic, reduction, softmax, contraction, attention)
 _FILES += (resample, pool, pad, shape, permute, stack, pixel_shuffle)
 

@@ -149,23 +149,6 @@ class Identity(SymmetricRule):
         return saved
 
 
-class Dropout(SymmetricRule):
-    """y = x m / (1 - p): the mask drawn for the value is the Jacobian's diagonal."""
-
-    def forward(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False):
-        if not training or p == 0.0:
-            return input, (None,)
-        mask = F.dropout(torch.ones_like(input), p, True)  # the same draw that F.dropout(input) makes
-        return input * mask, (mask,)
-
-    def apply(self, saved, t, stacked):
-        (mask,) = saved
-        return t if mask is None else t * mask
-
-    def of_one_sample(self, saved, active):
-        return saved if saved[0] is None else None
-
-
 RULES = {
     "relu": ReLU(),
     "leaky_relu": LeakyReLU(),
@@ -176,7 +159,6 @@ RULES = {
     "exp": Exp(),
     "neg": Neg(),
     "identity": Identity(),
-    "dropout": Dropout(),
 }
 FUNCTIONS = {
     F.relu: "relu",
@@ -194,7 +176,6 @@ FUNCTIONS = {
     torch.exp: "exp",
     torch.neg: "neg",
     operator.neg: "neg",
-    F.dropout: "dropout",
 }
 METHODS = {
     "relu": "relu",
@@ -216,5 +197,4 @@ MODULES = {
     nn.Sigmoid: Layer("sigmoid"),
     nn.Tanh: Layer("tanh"),
     nn.Identity: Layer("identity"),
-    nn.Dropout: Layer("dropout", lambda module, read: (module.p, module.training)),
 }
