@@ -187,6 +187,16 @@ NETWORKS = {  # and the input's shape behind N
         lambda: nn.Sequential(nn.Conv3d(1, 2, 2), nn.BatchNorm3d(2), nn.SiLU(), nn.ConvTranspose3d(2, 1, 2)),
         (1, 3, 2, 3),
     ),
+    "mean pooling in one dimension": (
+        lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.AvgPool1d(2), nn.BatchNorm1d(3), nn.SiLU(), nn.Conv1d(3, 2, 2)),
+        (2, 9),
+    ),
+    "mean pooling in three dimensions": (
+        lambda: nn.Sequential(
+            nn.Conv3d(1, 2, 2), nn.AvgPool3d(2, 1), nn.GroupNorm(1, 2), nn.Tanh(), nn.Conv3d(2, 1, 1)
+        ),
+        (1, 5, 4, 4),
+    ),
     "functional": (Functional, (2, 5)),
     "tied": (Tied, (3, 4, 4)),
     "residual": (lambda: nn.Sequential(Residual(), Residual()), (3, 4, 4)),
@@ -249,6 +259,8 @@ def swept(lin):
             ],
         ),
         (interrupted, ["conv2d batch_norm", "conv2d batch_norm pad group_norm conv2d"]),
+        (lambda: NETWORKS["mean pooling in one dimension"][0](), ["conv1d avg_pool1d batch_norm silu conv1d"]),
+        (lambda: NETWORKS["mean pooling in three dimensions"][0](), ["conv3d avg_pool3d group_norm tanh conv3d"]),
         (lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.Conv1d(3, 3, 2), nn.BatchNorm1d(3)), ["conv1d batch_norm"]),
         (lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Conv1d(3, 3, 2)), ["batch_norm conv1d"]),
         (before_activation, ["group_norm silu conv2d group_norm silu conv2d", "group_norm silu"]),

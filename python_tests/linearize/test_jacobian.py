@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from jacobian_cases import CASES, FALLBACKS, ResidualDecoder, by_functorch, conv_decoder, conv_encoder, linearized
+from linearize_cases import MODULES as LAYERS
 from linearize_oracle import all_close, close, gradients, scalar_of
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,6 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fisherkernels import linearize
 
 ALL = {**CASES, **FALLBACKS}
+BY_THEMSELVES = ["AvgPool1d overlapping", "AvgPool3d overlapping", "AdaptiveMaxPool2d", "ChannelShuffle", "Unfold"]
+BY_THEMSELVES += ["Fold", "Dropout2d eval", "AlphaDropout eval", "GLU", "Softmin", "PReLU per channel", "Mish"]
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +44,15 @@ def test_jacobian(name, budget):
     all_close(ours, gradients(scalar_of([expected]), net, x), 1e-11, "jacobian")
     with torch.no_grad():
         close(linearize(net, x).jacobian(memory_budget=budget), expected, 1e-12, "jacobian without grad")
+
+
+@pytest.mark.parametrize("name", BY_THEMSELVES)
+def test_jacobian_of_one_layer(name):
+    """Unit tangents of all samples at once, where the layer's Jacobian is the same for each."""
+    make, shape = LAYERS[name]
+    net = make()
+    lin, x = linearized(net, shape)
+    close(lin.jacobian(), by_functorch(net, x), 1e-12, "jacobian")
 
 
 @pytest.mark.filterwarnings("ignore:.*no rule for")

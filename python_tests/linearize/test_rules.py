@@ -10,6 +10,9 @@ from linearize_oracle import SEED, all_close, check, close, like, parts
 from fisherkernels import linearize
 from fisherkernels.linearize.rules import FUNCTIONS, METHODS, MODULES, RULES
 
+NO_SAMPLES = ["AvgPool1d overlapping", "AvgPool3d", "AdaptiveMaxPool1d", "AdaptiveMaxPool2d", "AdaptiveMaxPool3d"]
+NO_SAMPLES += ["Unfold", "Fold", "ChannelShuffle", "GLU", "PReLU per channel", "Hardswish", "Softmax2d", "Softmin"]
+
 
 @pytest.fixture(autouse=True)
 def _seed():
@@ -82,8 +85,7 @@ def test_tables_name_known_rules():
 
 
 def test_every_activation_and_dropout_of_torch_has_a_rule():
-    listed = {*torch.nn.modules.activation.__all__, *torch.nn.modules.dropout.__all__}
-    listed -= {"MultiheadAttention", "Softmax2d", "Softmin"}
+    listed = {*torch.nn.modules.activation.__all__, *torch.nn.modules.dropout.__all__} - {"MultiheadAttention"}
     assert {"ReLU", "Mish", "Dropout2d"} < listed
     assert sorted(name for name in listed if getattr(torch.nn, name) not in MODULES) == []
 
@@ -110,13 +112,25 @@ def test_activations_keep_their_value_and_not_their_input(activation):
     "net, shape, message",
     [
         (torch.nn.GLU(1), (4, 3), "Halving dimension must be even"),
+        (torch.nn.ChannelShuffle(2), (4, 3, 2), "Number of channels must be divisible by groups"),
         (torch.nn.PReLU(2), (4, 3), "Mismatch of parameter numbers and input channel size"),
+        (torch.nn.Fold((3, 3), 2), (1, 4, 5), "expected size of input's dimension 2 to match"),
     ],
 )
 def test_sizes_that_torch_refuses(net, shape, message):
     for call in (net, lambda x: linearize(net, x)):
         with pytest.raises(RuntimeError, match=message):
             call(torch.randn(shape))
+
+
+@pytest.mark.parametrize("name", NO_SAMPLES)
+def test_no_samples(name):
+    make, (_, *shape) = ALL[name]
+    net, x = make(), torch.randn(0, *shape)
+    lin = linearize(net, x)
+    assert lin.value.shape == net(x).shape
+    assert lin.vjp(lin.value).shape == x.shape and lin.jvp(x).shape == lin.value.shape
+    assert lin.vjp(lin.value[None]).shape == (1, *x.shape) and lin.jvp(x[None]).shape == (1, *lin.value.shape)
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])

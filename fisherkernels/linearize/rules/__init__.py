@@ -7,6 +7,7 @@ from . import (
     arithmetic,
     attention,
     batchnorm,
+    channel_shuffle,
     contraction,
     conv,
     dropout,
@@ -30,12 +31,13 @@ from . import (
     smooth,
     softmax,
     stack,
+    unfold,
 )
 
 _FILES = (linear, conv, batchnorm, groupnorm, instancenorm, layernorm, rmsnorm)
 _FILES += (activation, elu, gelu, smooth, piecewise, glu, dropout)
 _FILES += (elementary, arithmetic, reduction, softmax, contraction, attention)
-_FILES += (resample, pool, pad, shape, permute, stack, pixel_shuffle)
+_FILES += (resample, pool, pad, unfold, shape, permute, stack, pixel_shuffle, channel_shuffle)
 
 RULES = {name: rule for file in _FILES for name, rule in file.RULES.items()}
 FUNCTIONS = {function: name for file in _FILES for function, name in file.FUNCTIONS.items()}

@@ -54,6 +54,17 @@ class MaxPool(Rule):
         return len(value) == self.dims + 2
 
 
+class AdaptiveMaxPool(MaxPool):
+    """The same for windows of which the number is given."""
+
+    def accepts(self, input, output_size, return_indices=False):
+        return return_indices is False
+
+    def forward(self, input: Tensor, output_size, return_indices: bool = False):
+        value, index = self.operation(input, output_size, True)
+        return value, (tuple(input.shape), index)
+
+
 class AdaptiveAvgPool(Rule):
     """J t = pool(t), by matrices of means, one for each dimension."""
 
@@ -101,14 +112,23 @@ def _without_indices(module) -> bool:
 
 
 _MAX = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
+_ADAPTIVE_MAX = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)
 _MEAN = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
 
 RULES = {f"max_pool{d}d": MaxPool(function, d) for d, function in enumerate(_MAX, 1)}
+RULES |= {f"adaptive_max_pool{d}d": AdaptiveMaxPool(function, d) for d, function in enumerate(_ADAPTIVE_MAX, 1)}
 RULES |= {f"adaptive_avg_pool{d}d": AdaptiveAvgPool(function, d) for d, function in enumerate(_MEAN, 1)}
 FUNCTIONS = {function: f"max_pool{d}d" for d, function in enumerate(_MAX, 1)}
+FUNCTIONS |= {function: f"adaptive_max_pool{d}d" for d, function in enumerate(_ADAPTIVE_MAX, 1)}
 FUNCTIONS |= {function: f"adaptive_avg_pool{d}d" for d, function in enumerate(_MEAN, 1)}
 METHODS: dict = {}
 MODULES = {getattr(nn, f"MaxPool{d}d"): Layer(f"max_pool{d}d", _max_pool, _without_indices) for d in (1, 2, 3)}
+MODULES |= {
+    getattr(nn, f"AdaptiveMaxPool{d}d"): Layer(
+        f"adaptive_max_pool{d}d", lambda module, read: (module.output_size,), _without_indices
+    )
+    for d in (1, 2, 3)
+}
 MODULES |= {
     getattr(nn, f"AdaptiveAvgPool{d}d"): Layer(f"adaptive_avg_pool{d}d", lambda module, read: (module.output_size,))
     for d in (1, 2, 3)

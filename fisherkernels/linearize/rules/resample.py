@@ -11,10 +11,14 @@ from .base import Layer, Rule, fold
 aten = torch.ops.aten
 
 
-class AvgPool2d(Rule):
+class AvgPool(Rule):
     """J t = avg_pool(t)."""
 
     traffic = 2
+
+    def __init__(self, operation, dims: int):
+        self.operation, self.dims = operation, dims
+        self.transpose = aten.avg_pool3d_backward if dims == 3 else aten.avg_pool2d_backward
 
     def forward(
         self,
@@ -26,33 +30,38 @@ class AvgPool2d(Rule):
         count_include_pad: bool = True,
         divisor_override: int | None = None,
     ):
-        options = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-        return F.avg_pool2d(input, *options), (input.shape[1:], options)
+        options = (kernel_size, stride, padding, ceil_mode, count_include_pad)
+        options += () if divisor_override is None else (divisor_override,)  # which pooling in one dimension has not
+        return self.operation(input, *options), (tuple(input.shape[1:]), options)
 
     def vjp(self, saved, cotangent, stacked, needs):
-        shape, (kernel_size, stride, padding, *rest) = saved
-        kernel_size, padding = _list(kernel_size), _list(padding)
-        stride = kernel_size if stride is None else _list(stride)
+        shape, (kernel_size, stride, padding, ceil_mode, count_include_pad, *divisor) = saved
+        windows = [self._sizes(*each) for each in ((kernel_size, 1), (stride or kernel_size, 1), (padding, 0))]
+        in_one = self.dims == 1  # seen as two, the first of size 1
+        shape = (*shape[:-1], 1, shape[-1]) if in_one else shape
 
         def transpose(c):
+            c = c.unsqueeze(-2) if in_one else c
             like = c.new_empty(()).expand(c.shape[0], *shape)  # only its shape is read
-            return aten.avg_pool2d_backward(c, like, kernel_size, stride, padding, *rest)
+            out = self.transpose(c, like, *windows, ceil_mode, count_include_pad, *(divisor or [None]))
+            return out.squeeze(-2) if in_one else out
 
         return (fold(transpose, cotangent, stacked),)
 
     def jvp(self, saved, tangents, stacked):
         _, options = saved
-        return fold(lambda t: F.avg_pool2d(t, *options), tangents[0], stacked)
+        return fold(lambda t: self.operation(t, *options), tangents[0], stacked)
 
     def keeps_samples(self, saved, operands, value):
-        return len(value) == 4
+        return len(value) == self.dims + 2
 
     def of_one_sample(self, saved, active):
         return saved
 
-
-def _list(value) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)
+    def _sizes(self, given, first: int) -> list[int]:
+        """One for each dimension; ``first``: of the one that is put in front of a single one."""
+        sizes = [given] * self.dims if isinstance(given, int) else list(given)
+        return [first, *sizes] if self.dims == 1 else sizes
 
 
 _TRANSPOSES = {
@@ -119,9 +128,9 @@ class Interpolate(Rule):
         return saved
 
 
-def _avg_pool(module: nn.AvgPool2d, read):
+def _avg_pool(module, read):
     sizes = (module.kernel_size, module.stride, module.padding)
-    return *sizes, module.ceil_mode, module.count_include_pad, module.divisor_override
+    return *sizes, module.ceil_mode, module.count_include_pad, getattr(module, "divisor_override", None)
 
 
 def _upsample(module: nn.Upsample, read):
@@ -132,10 +141,10 @@ def _covered(module: nn.Upsample) -> bool:
     return module.mode in _MODES
 
 
-RULES = {"avg_pool2d": AvgPool2d(), "interpolate": Interpolate()}
-FUNCTIONS = {F.avg_pool2d: "avg_pool2d", F.interpolate: "interpolate"}
+_AVG = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+
+RULES = {f"avg_pool{d}d": AvgPool(function, d) for d, function in enumerate(_AVG, 1)} | {"interpolate": Interpolate()}
+FUNCTIONS = {function: f"avg_pool{d}d" for d, function in enumerate(_AVG, 1)} | {F.interpolate: "interpolate"}
 METHODS: dict = {}
-MODULES = {
-    nn.AvgPool2d: Layer("avg_pool2d", _avg_pool),
-    nn.Upsample: Layer("interpolate", _upsample, _covered),
-}
+MODULES = {getattr(nn, f"AvgPool{d}d"): Layer(f"avg_pool{d}d", _avg_pool) for d in (1, 2, 3)}
+MODULES |= {nn.Upsample: Layer("interpolate", _upsample, _covered)}

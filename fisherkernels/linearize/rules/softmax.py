@@ -39,6 +39,16 @@ class Softmax(_OneDimension, SymmetricRule):
         return softmax_curvature(*saved, tangents[0])
 
 
+class Softmin(Softmax):
+    """Softmax of -x, whose second derivative has the same formula."""
+
+    def forward(self, input: Tensor, dim: int, _stacklevel: int = 3, dtype=None):
+        return super().forward(-input, dim)
+
+    def apply(self, saved, t, stacked):
+        return -super().apply(saved, t, stacked)
+
+
 def softmax_product(p: Tensor, dim: int, t: Tensor, stacked: bool) -> Tensor:
     return p * (t - (p * t).sum(behind(dim, stacked), keepdim=True))
 
@@ -116,16 +126,23 @@ def _variance(p: Tensor, dims, t: Tensor) -> Tensor:
     return (p * squares).sum(dims, keepdim=True)
 
 
-RULES = {"softmax": Softmax(), "log_softmax": LogSoftmax(), "logsumexp": LogSumExp()}
+def _along(rule: str) -> Layer:
+    return Layer(rule, lambda module, read: (module.dim,), lambda module: module.dim is not None)
+
+
+RULES = {"softmax": Softmax(), "softmin": Softmin(), "log_softmax": LogSoftmax(), "logsumexp": LogSumExp()}
 FUNCTIONS = {
     F.softmax: "softmax",
     torch.softmax: "softmax",
+    F.softmin: "softmin",
     F.log_softmax: "log_softmax",
     torch.log_softmax: "log_softmax",
     torch.logsumexp: "logsumexp",
 }
 METHODS = {"softmax": "softmax", "log_softmax": "log_softmax", "logsumexp": "logsumexp"}
 MODULES = {
-    nn.Softmax: Layer("softmax", lambda module, read: (module.dim,), lambda module: module.dim is not None),
-    nn.LogSoftmax: Layer("log_softmax", lambda module, read: (module.dim,), lambda module: module.dim is not None),
+    nn.Softmax: _along("softmax"),
+    nn.Softmin: _along("softmin"),
+    nn.LogSoftmax: _along("log_softmax"),
+    nn.Softmax2d: Layer("softmax", lambda module, read: (-3,)),
 }
