@@ -37,7 +37,8 @@ _NORMS = {
 }
 _NORM_DEFAULTS = {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5}
 _MOVES = {"identity", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "movedim"}
-_MOVES |= {"pixel_shuffle", "pixel_unshuffle", "pad", "interpolate", "dropout"}
+_MOVES |= {"pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "pad", "interpolate"}
+_MOVES |= {"dropout", "dropout1d", "dropout2d", "dropout3d"}
 _MOVES |= {f"{kind}_pool{d}d" for kind in ("avg", "adaptive_avg", "max", "adaptive_max") for d in (1, 2, 3)}
 _RESHAPES = {"reshape", "flatten", "unflatten", "unsqueeze"}
 _ROLES = dict.fromkeys(_ARGUMENTS, "weight") | dict.fromkeys(_NORMS, "norm")

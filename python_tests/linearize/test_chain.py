@@ -131,7 +131,7 @@ def picked():
     return nn.Sequential(
         nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.Dropout(0.3), nn.Conv2d(4, 3, 2), nn.SiLU(),
         nn.Dropout(0.5), nn.ReflectionPad2d(1), nn.MaxPool2d(3, 1, 1), nn.Conv2d(3, 4, 2), nn.LeakyReLU(0.2),
-        nn.Dropout(0.2), nn.ZeroPad2d(1), nn.Conv2d(4, 3, 3),
+        nn.Dropout2d(0.2), nn.ChannelShuffle(2), nn.ZeroPad2d(1), nn.Conv2d(4, 3, 3), nn.AdaptiveMaxPool2d(2),
     )  # fmt: skip
 
 
@@ -254,8 +254,8 @@ def swept(lin):
         (
             picked,
             [
-                "conv2d batch_norm max_pool2d dropout conv2d silu dropout pad max_pool2d conv2d leaky_relu dropout pad "
-                "conv2d"
+                "conv2d batch_norm max_pool2d dropout conv2d silu dropout pad max_pool2d conv2d leaky_relu dropout2d "
+                "channel_shuffle pad conv2d"
             ],
         ),
         (interrupted, ["conv2d batch_norm", "conv2d batch_norm pad group_norm conv2d"]),
