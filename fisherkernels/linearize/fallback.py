@@ -11,55 +11,73 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .nested import differentiable_leaves, filled, leaves, mapped, replaced, spread
+
+_CONSTANTS = (type(None), bool, int, float, complex, str, torch.Size, torch.dtype, torch.device)
+
 
 class Fallback:
     """``function(*inputs) -> (value, aux)`` linearised by ``torch.func.vjp``.
 
-    The function is evaluated once: the pullback keeps what was drawn then.
+    Inputs and value are tensors, or nested tuples of tensors and constants: what is no floating point tensor has no
+    tangent and no cotangent, None in their place. The function is evaluated once: the pullback keeps what was drawn
+    then.
     """
 
-    def __init__(self, function: Callable[..., tuple[Any, Any]], inputs: tuple[Tensor, ...]):
-        self.inputs, self.function = inputs, function
-        self.value, self.pullback, self.aux = torch.func.vjp(function, *inputs, has_aux=True)
+    def __init__(self, function: Callable[..., tuple[Any, Any]], inputs: tuple, name: str):
+        self.inputs, self.function, self.name = inputs, function, name
+        self._primals = differentiable_leaves(inputs)
+        found: list[Any] = []
 
-    def vjp(self, cotangent: Any, stacked: bool) -> tuple[Tensor, ...]:
+        def parts(*primals: Tensor) -> tuple[tuple[Tensor, ...], tuple]:
+            value, aux = self._at(primals)
+            found.append(value)
+            tensors = tuple(part for part in leaves(value) if isinstance(part, Tensor))
+            return differentiable_leaves(value) or primals[:1], (tensors, aux)  # torch.func wants some output
+
+        if self._primals:
+            with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no higher derivatives
+                _, self.pullback, (tensors, self.aux) = torch.func.vjp(parts, *self._primals, has_aux=True)
+        else:
+            _, (tensors, self.aux) = parts()
+        outside = iter(tensors)  # no longer torch.func's wrappers
+        self.value = mapped(lambda part: next(outside) if isinstance(part, Tensor) else part, found[0])
+        self._constant = not (self._primals and differentiable_leaves(self.value))
+
+    def vjp(self, cotangent: Any, stacked: bool) -> tuple:
         """One cotangent per input; parts of a tuple value that nothing used come as None."""
-        if not isinstance(cotangent, Tensor):
-            given = next(c for c in cotangent if c is not None)
-            front = given.shape[:1] if stacked else ()
-            pairs = zip(cotangent, self.value, strict=True)
-            cotangent = tuple(given.new_zeros((*front, *v.shape)) if c is None else c for c, v in pairs)
-        return _loop(self._pull, cotangent, self.inputs) if stacked else self._pull(cotangent)
+        if self._constant:
+            return (None,) * len(self.inputs)
+        cotangents = filled(cotangent, self.value, stacked)
+        return spread(_loop(self.pullback, cotangents, self._primals, stacked), self.inputs)
 
-    def jvp(self, tangents: tuple[Tensor | None, ...], stacked: bool) -> Any:
+    def jvp(self, tangents: tuple, stacked: bool) -> Any:
         """J t is the transpose of the pullback, which is linear in the cotangent.
 
         Its gradient takes torch's formulas to third order, where BatchNorm's refuse and LayerNorm's are wrong.
         """
-        given = next(t for t in tangents if t is not None)
-        front = given.shape[:1] if stacked else ()
-        pairs = zip(tangents, self.inputs, strict=True)
-        tangents = tuple(x.new_zeros((*front, *x.shape)) if t is None else t for t, x in pairs)
-        like = _map(torch.zeros_like, self.value)
-        _, push = torch.func.vjp(self._pull, like)
-        return _loop(lambda t: push(t)[0], tangents, like) if stacked else push(tangents)[0]
+        if self._constant:
+            return None
+        like = tuple(map(torch.zeros_like, differentiable_leaves(self.value)))
+        _, push = torch.func.vjp(self.pullback, like)
+        return spread(_loop(lambda t: push(t)[0], filled(tangents, self.inputs, stacked), like, stacked), self.value)
 
-    def curvature(self, tangents: tuple[Tensor | None, ...]) -> Any:
+    def curvature(self, tangents: tuple) -> Any:
         """sum_k D^2 f[t_k, t_k] over stacks of tangents, one per input: by forward mode twice or, where an operation
         has none, by reverse mode four times.
         """
-        given = next(t for t in tangents if t is not None)
-        pairs = zip(tangents, self.inputs, strict=True)
-        stacks = tuple(x.new_zeros((len(given), *x.shape)) if t is None else t for t, x in pairs)
+        if self._constant:
+            return None
+        stacks = filled(tangents, self.inputs, True)
 
-        def value(*inputs: Tensor) -> Any:
-            return self.function(*inputs)[0]
+        def value(*primals: Tensor) -> tuple[Tensor, ...]:
+            return differentiable_leaves(self._at(primals)[0])
 
-        def along(push: Callable[..., Any], *t: Tensor) -> Any:
-            return push(lambda *inputs: push(value, inputs, t), self.inputs, t)
+        def along(push: Callable[..., Any], *t: Tensor) -> tuple[Tensor, ...]:
+            return push(lambda *primals: push(value, primals, t), self._primals, t)
 
         try:
-            with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no higher derivatives
+            with sdpa_kernel(SDPBackend.MATH):
                 try:
                     second = torch.func.vmap(partial(along, _push))(*stacks)
                 except NotImplementedError:
@@ -68,12 +86,18 @@ class Fallback:
             if "randomness" not in str(error):
                 raise
             raise ValueError("net: a layer without a rule draws at random; use eval() for its Laplacian") from error
-        return _map(lambda part: part.sum(0), second)
+        return spread(tuple(part.sum(0) for part in second), self.value)
 
-    def _pull(self, cotangent: Any) -> tuple[Tensor, ...]:
-        if not isinstance(cotangent, Tensor):
-            cotangent = type(self.value)(cotangent)
-        return self.pullback(cotangent)
+    def _at(self, primals: tuple[Tensor, ...]) -> tuple[Any, Any]:
+        """The function where its inputs' floating point tensors are ``primals``."""
+        value, aux = self.function(*replaced(self.inputs, primals))
+        for leaf in leaves(value):
+            if not isinstance(leaf, (Tensor, *_CONSTANTS)):
+                raise TypeError(
+                    f"net: expected a tensor, or a tuple of tensors and constants, of {self.name}, which has no rule; "
+                    f"got {type(leaf).__name__}"
+                )
+        return value, aux
 
 
 def module_function(module: nn.Module, parameters: dict[str, Tensor]) -> Callable[..., tuple[Any, dict[str, Tensor]]]:
@@ -107,22 +131,15 @@ def _push(function: Callable[..., Any], inputs: tuple, tangents: tuple) -> Any:
 
 def _push_by_reverse(function: Callable[..., Any], inputs: tuple, tangents: tuple) -> Any:
     value, pull = torch.func.vjp(function, *inputs)
-    _, push = torch.func.vjp(pull, _map(torch.zeros_like, value))
+    _, push = torch.func.vjp(pull, tuple(map(torch.zeros_like, value)))
     return push(tangents)[0]
 
 
-def _map(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    return function(value) if isinstance(value, Tensor) else tuple(map(function, value))
-
-
-def _loop(function: Callable[[Any], Any], stack: Any, like: Any) -> Any:
-    """``function`` over the members of a stack (a tensor or a tuple of such); an empty one gives ``like`` by none."""
-    members = (
-        list(stack.unbind()) if isinstance(stack, Tensor) else list(zip(*(s.unbind() for s in stack), strict=True))
-    )
+def _loop(function: Callable[[tuple], tuple], given: tuple, like: tuple, stacked: bool) -> tuple[Tensor, ...]:
+    """``function`` of tensors, or over the members of stacks of them; empty stacks give empty ones of ``like``."""
+    if not stacked:
+        return function(given)
+    members = list(zip(*(stack.unbind() for stack in given), strict=True))
     if not members:
-        return _map(lambda v: v.new_zeros((0, *v.shape)), like)
-    results = [function(member) for member in members]
-    if isinstance(results[0], Tensor):
-        return torch.stack(results)
-    return tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+        return tuple(own.new_zeros((0, *own.shape)) for own in like)
+    return tuple(torch.stack(parts) for parts in zip(*map(function, members), strict=True))

@@ -121,7 +121,7 @@ class Linearization:
                 runs[stretches[i]](stretches[i], values)
             elif i not in inside:
                 self._run(i, values)
-        self.value = _resolve(plan.output, values)
+        self.value = _checked_value(net, _resolve(plan.output, values))
         self._whole = isinstance(plan.output, Ref) and not isinstance(self.value, Tensor)  # a tuple made by one step
 
     @property
@@ -362,7 +362,7 @@ class Linearization:
             kwargs = {key: _resolve(part, local) for key, part in step.kwargs}
             return function(*_resolve(step.args, local), **kwargs)
 
-        fallback = Fallback(of_active, tuple(values[slot] for slot in slots))
+        fallback = Fallback(of_active, tuple(values[slot] for slot in slots), self._name(step))
         if module is not None:
             store_buffers(module, fallback.aux)
         return fallback.value, fallback
@@ -426,6 +426,21 @@ def _checked(net: nn.Module, parameters: dict[str, Tensor] | None) -> dict[str, 
         if value.shape != own[name].shape:
             raise ValueError(f"parameters: {name!r} expected shape {tuple(own[name].shape)}, got {tuple(value.shape)}")
     return parameters
+
+
+def _checked_value(net: nn.Module, value: Any) -> Any:
+    parts = [value]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, (tuple, list)):
+            parts += part
+        elif not isinstance(part, Tensor):
+            where = "" if part is value else " in a tuple"
+            raise TypeError(
+                f"net: expected {type(net).__name__} to return a tensor or a tuple of tensors, got "
+                f"{type(part).__name__}{where}"
+            )
+    return value
 
 
 def _with_aux(function: Callable[..., Any]) -> Callable[..., tuple[Any, dict]]:

@@ -19,7 +19,7 @@ class Record(NamedTuple):
 
     steps: tuple[Step, ...]
     saved: list[Any]  # None, a Fallback, ("item", index, size) or ("rule", what the rule saved)
-    shapes: list[Any]  # of every value; a tuple of shapes for a tuple, None where it is no tensor
+    shapes: list[Any]  # of every value; a tuple of such for a tuple, None where it is no tensor
     batch: int  # N
     sweeps: dict[int, tuple[int, Any]]  # last step of a stretch that is one: its first, its sweep
     folded: dict[int, tuple[tuple[int, ...], Callable[[], list[tuple]]]]  # its last step: its steps, what they saved
@@ -39,9 +39,16 @@ class Record(NamedTuple):
 def shape_of(value: Any) -> Any:
     if isinstance(value, Tensor):
         return tuple(value.shape)
-    if isinstance(value, (tuple, list)) and all(isinstance(part, Tensor) for part in value):
-        return tuple(tuple(part.shape) for part in value)
-    return None
+    return tuple(map(shape_of, value)) if isinstance(value, (tuple, list)) else None
+
+
+def tensor_shapes(shape: Any) -> tuple[tuple[int, ...], ...]:
+    """Of the tensors that a value is, or holds."""
+    if shape is None:
+        return ()
+    if any(part is None or isinstance(part, tuple) for part in shape):
+        return tuple(own for part in shape for own in tensor_shapes(part))
+    return (shape,)
 
 
 def push(record: Record, tangent: Tensor, stacked: bool, keep: tuple[int, ...], alike: bool = False) -> list[Any]:
@@ -109,7 +116,7 @@ def _pull_step(step: Step, saved: Any, cotangent: Any, stacked: bool, cotangents
         results = saved.vjp(cotangent, stacked)
     elif saved[0] == "item":
         _, item, size = saved
-        parts = cotangents[step.slots[0]] or [None] * size
+        parts = list(cotangents[step.slots[0]] or [None] * size)
         parts[item] = add(parts[item], cotangent)
         cotangents[step.slots[0]] = parts
         return
@@ -117,7 +124,7 @@ def _pull_step(step: Step, saved: Any, cotangent: Any, stacked: bool, cotangents
         slots = step.slots
         results = RULES[step.rule].vjp(saved[1], cotangent, stacked, tuple(slot >= 0 for slot in slots))
     for slot, result in zip(slots, results, strict=True):
-        if slot >= 0:
+        if slot >= 0 and result is not None:
             cotangents[slot] = add(cotangents[slot], result)
 
 
@@ -146,15 +153,14 @@ def value_size(record: Record) -> int:
 
 
 def _numbers(shape: Any) -> int:
-    if shape is None:
-        return 0
-    if shape and isinstance(shape[0], tuple):
-        return sum(map(_numbers, shape))
-    return math.prod(shape)
+    return sum(map(math.prod, tensor_shapes(shape)))
 
 
-def add(a: Tensor | None, b: Tensor) -> Tensor:
-    return b if a is None else a + b
+def add(a: Any, b: Any) -> Any:
+    """a + b, None for zero; part by part where they are tuples."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b if isinstance(a, Tensor) else tuple(add(p, q) for p, q in zip(a, b, strict=True))
 
 
 def keeps_samples(record: Record, i: int) -> bool:
@@ -164,9 +170,9 @@ def keeps_samples(record: Record, i: int) -> bool:
         return False
     operands = tuple(record.shapes[slot] if slot >= 0 else None for slot in step.slots)
     for shape in (*(record.shapes[slot] for slot in step.slots if slot >= 0), record.shapes[i + 1]):
-        for part in shape if shape and isinstance(shape[0], tuple) else (shape,):
-            if not part or part[0] != record.batch:
-                return False
+        parts = tensor_shapes(shape)
+        if not parts or any(part[:1] != (record.batch,) for part in parts):
+            return False
     return saved[0] == "item" or RULES[step.rule].keeps_samples(saved[1], operands, record.shapes[i + 1])
 
 
@@ -191,5 +197,5 @@ def _of_one(t: Any, shape: Any) -> bool:
 def expanded(t: Any, shape: Any) -> Any:
     """A stack [K, 1, ...] seen as [K, *shape]; others as they are."""
     if isinstance(t, (tuple, list)):
-        return type(t)(expanded(part, own) for part, own in zip(t, shape, strict=True))
+        return tuple(expanded(part, own) for part, own in zip(t, shape, strict=True))
     return t if t is None or t.shape[1:] == shape else t.expand(t.shape[0], *shape)

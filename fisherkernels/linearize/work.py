@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .plan import submodule
 from .rules import RULES
+from .walk import tensor_shapes
 
 if TYPE_CHECKING:
     from .linearization import Linearization
@@ -48,8 +49,7 @@ def work_of(lin: Linearization) -> Work:
 
 def _size(shape: Any, batch: int) -> float:
     """Numbers per sample."""
-    if shape and isinstance(shape[0], tuple):
-        return sum(_size(part, batch) for part in shape)
-    if shape and shape[0] == batch:
-        return float(math.prod(shape[1:]))
-    return math.prod(shape) / max(batch, 1)
+    return sum(
+        float(math.prod(own[1:])) if own and own[0] == batch else math.prod(own) / max(batch, 1)
+        for own in tensor_shapes(shape)
+    )

@@ -13,12 +13,12 @@ from torch.utils.checkpoint import checkpoint
 from fisherkernels.checks import check_choice, check_count
 from fisherkernels.linearize import Linearization, linearize_for_stacks
 from fisherkernels.linearize.jacobian import require_memory_budget, require_per_sample_value, require_uncoupled
-from fisherkernels.linearize.walk import value_size, vector_size
+from fisherkernels.linearize.walk import add, value_size, vector_size
 from fisherkernels.second_order.directions import tangents_of_input
 from fisherkernels.second_order.first_tangents import classes_of_entries, compressed, count_of, first_tangents
 from fisherkernels.second_order.mlp import MLP, laplacian_of, mlp_of
 from fisherkernels.second_order.pulled import can_pull, pulled
-from fisherkernels.second_order.sweep import NOTHING, plus, sweep
+from fisherkernels.second_order.sweep import NOTHING, sweep
 
 ESTIMATORS = ("exact", "hutchinson")
 _PULL = 8  # tangents per output, from which on the Jacobian is made of cotangents
@@ -202,7 +202,7 @@ def _bends(lin: Linearization, classes: list[dict[int, Tensor]], output: int, si
                 return bends
 
             part = of_group() if keeps_graph else checkpoint(of_group, use_reentrant=False, preserve_rng_state=False)
-            bends |= {index: plus(bend, bends.get(index)) for index, bend in part.items()}
+            bends |= {index: add(bend, bends.get(index)) for index, bend in part.items()}
     return bends
 
 

@@ -15,7 +15,7 @@ from fisherkernels import ops
 from fisherkernels.kernels.linear_activation_tangents import has_kernel, linear_activation_tangents
 from fisherkernels.linearize.rules import RULES
 from fisherkernels.linearize.rules.base import ElementwiseRule
-from fisherkernels.linearize.walk import Record, expanded, meet
+from fisherkernels.linearize.walk import Record, add, expanded, meet
 
 
 class Carried(NamedTuple):
@@ -71,9 +71,9 @@ def sweep(
 
 def _bent(own: Carried, index: int, bends: dict[int, Any], collect: bool) -> Carried:
     if not collect:
-        return Carried(None, plus(own.laplacian, bends.get(index)))
+        return Carried(None, add(own.laplacian, bends.get(index)))
     if own.laplacian is not None:
-        bends[index] = plus(own.laplacian, bends.get(index))
+        bends[index] = add(own.laplacian, bends.get(index))
     return Carried(own.tangents, None)
 
 
@@ -126,7 +126,7 @@ def _through(record: Record, i: int, slots: tuple, operands: tuple[Carried, ...]
             _zeros(shape, tangents) if t is None and slot >= 0 else t
             for t, shape, slot in zip(tangents, shapes, slots, strict=True)
         )
-        laplacian = plus(laplacian, rule.curvature(saved[1], given))
+        laplacian = add(laplacian, rule.curvature(saved[1], given))
     pushed = None
     if keep:
         saved, tangents = meet(record, i, tangents, shapes)
@@ -173,17 +173,10 @@ def _through_fallback(record: Record, i: int, slots: tuple, tangents: tuple, lap
         pushed = saved.jvp(tangents, True)
         total = saved.curvature(tangents)
     if any(part is not None for part in laplacians):
-        total = plus(total, saved.jvp(laplacians, False))
+        total = add(total, saved.jvp(laplacians, False))
     return Carried(pushed, total)
 
 
 def _zeros(shape: tuple, tangents: tuple) -> Tensor:
     given = next(t for t in tangents if t is not None)
     return given.new_zeros((len(given), *shape))
-
-
-def plus(a: Any, b: Any) -> Any:
-    """a + b, None for zero; part by part where they are tuples."""
-    if a is None or b is None:
-        return b if a is None else a
-    return a + b if isinstance(a, Tensor) else tuple(plus(p, q) for p, q in zip(a, b, strict=True))
