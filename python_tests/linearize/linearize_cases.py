@@ -352,6 +352,14 @@ FUNCTIONS = {
         ),
         (3, 2, 2, 4),
     ),
+    "attention, dropout": (
+        lambda: Function(
+            lambda m, x: F.scaled_dot_product_attention(
+                x, x.tanh(), x.sin(), dropout_p=0.4 if m.training else 0.0, is_causal=True
+            )
+        ),
+        (2, 3, 4),
+    ),
     "attention, values alone": (
         lambda: Function(lambda m, x: F.scaled_dot_product_attention(m.w, m.w, x), w=(2, 3, 4)),
         (2, 3, 4),

@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
-from linearize_cases import ALL, EAGER_ONLY
+from linearize_cases import ALL, EAGER_ONLY, Function
 from linearize_oracle import SEED, all_close, check, close, like, parts
+from torch.nn import functional as F
 
-from fisherkernels import linearize
+from fisherkernels import laplacian, linearize
 from fisherkernels.linearize.rules import FUNCTIONS, METHODS, MODULES, RULES
 
 NO_SAMPLES = ["AvgPool1d overlapping", "AvgPool3d", "AdaptiveMaxPool1d", "AdaptiveMaxPool2d", "AdaptiveMaxPool3d"]
@@ -131,6 +132,32 @@ def test_no_samples(name):
     assert lin.value.shape == net(x).shape
     assert lin.vjp(lin.value).shape == x.shape and lin.jvp(x).shape == lin.value.shape
     assert lin.vjp(lin.value[None]).shape == (1, *x.shape) and lin.jvp(x[None]).shape == (1, *lin.value.shape)
+
+
+@pytest.mark.parametrize("boolean", [True, False])
+def test_a_query_without_keys_has_neither_value_nor_derivative(boolean):
+    """As one that sees some keys, with its value times 0: torch's own second derivatives there are NaN."""
+    alive = torch.tensor([[1.0], [0.0], [1.0]], dtype=torch.float64)
+    mask = alive.bool() & torch.tensor([True, False, True])
+
+    def network(mask, factor):
+        def attention(m, x):
+            seen = m.mask > 0 if boolean else torch.log(m.mask)
+            return F.scaled_dot_product_attention(x, x.sin(), x, attn_mask=seen) * m.factor
+
+        net = Function(attention, mask=(3, 3), factor=(3, 1)).double().requires_grad_(False)
+        net.mask.data, net.factor.data = mask.double(), factor
+        return net
+
+    x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    found = []
+    for net in (network(mask, torch.ones_like(alive)), network(mask | ~alive.bool(), alive)):
+        lin = linearize(net, x)
+        t = x.detach().cos()
+        products = lin.value, lin.vjp(t), lin.jvp(t), laplacian(net, x).laplacian
+        found.append([*products, *(torch.autograd.grad(p.square().sum(), x, retain_graph=True)[0] for p in products)])
+    for one, other in zip(*found, strict=True):
+        close(one, other, 1e-12, "without keys")
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])

@@ -13,9 +13,9 @@ from .softmax import softmax_curvature, softmax_product
 
 
 class Attention(Rule):
-    """y = P v, P = softmax(S) over the keys, S = s q k^T + mask, with leading dimensions alike.
+    """y = (P m) v, P = softmax(S) over the keys, S = s q k^T + mask, with leading dimensions alike; m drops weights.
 
-    J t = P t_v + t_P v with t_P = P (t_S - E t_S), t_S = s (t_q k^T + q t_k^T); J^T goes the same way back.
+    J t = (P m) t_v + (t_P m) v with t_P = P (t_S - E t_S), t_S = s (t_q k^T + q t_k^T); J^T goes the same way back.
     """
 
     traffic = 4
@@ -24,7 +24,7 @@ class Attention(Rule):
         return args[:3]
 
     def accepts(self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None):
-        return isinstance(dropout_p, (int, float)) and dropout_p == 0
+        return isinstance(dropout_p, (int, float))
 
     def forward(
         self,
@@ -37,41 +37,38 @@ class Attention(Rule):
         *,
         scale: float | None = None,
     ):
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
         scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-        scores = scale * (query @ key.mT)
-        if is_causal:
-            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        if attn_mask is not None and attn_mask.dtype == torch.bool:
-            scores = scores.masked_fill(~attn_mask, -torch.inf)
-        elif attn_mask is not None:
-            scores = scores + attn_mask
-        return out, (query, key, value, torch.softmax(scores, -1), scale)
+        p = _probabilities(scale * (query @ key.mT), attn_mask, is_causal)
+        if dropout_p > 0:
+            kept = F.dropout(torch.ones_like(p), dropout_p)  # the draw that torch's own attention makes on CPUs
+            return (p * kept) @ value, (query, key, value, p, scale, kept)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask, 0.0, is_causal, scale=scale)
+        return out, (query, key, value, p, scale, None)
 
     def vjp(self, saved, cotangent, stacked, needs):
-        query, key, value, p, scale = saved
-        to_scores = scale * softmax_product(p, -1, cotangent @ value.mT, stacked)
+        query, key, value, p, scale, kept = saved
+        to_scores = scale * softmax_product(p, -1, _dropped(cotangent @ value.mT, kept), stacked)
         return (
             to_scores @ key if needs[0] else None,
             to_scores.mT @ query if needs[1] else None,
-            p.mT @ cotangent if needs[2] else None,
+            _dropped(p, kept).mT @ cotangent if needs[2] else None,
         )
 
     def jvp(self, saved, tangents, stacked):
-        value, p = saved[2:4]
-        total = None if tangents[2] is None else p @ tangents[2]
+        value, p, _, kept = saved[2:]
+        total = None if tangents[2] is None else _dropped(p, kept) @ tangents[2]
         scores = _scores(saved, *tangents[:2])
         if scores is None:
             return total
-        part = softmax_product(p, -1, scores, stacked) @ value
+        part = _dropped(softmax_product(p, -1, scores, stacked), kept) @ value
         return part if total is None else total + part
 
     def curved(self, active):
         return True
 
     def curvature(self, saved, tangents):
-        """D^2 P v + 2 t_P t_v, D^2 P by the softmax's own second derivative and by D^2 S = 2 s t_q t_k^T."""
-        _, _, value, p, scale = saved
+        """(D^2 P m) v + 2 (t_P m) t_v, D^2 P by the softmax's own second derivative and D^2 S = 2 s t_q t_k^T."""
+        _, _, value, p, scale, kept = saved
         query, key, values = tangents
         scores = _scores(saved, query, key)
         if scores is None:
@@ -80,9 +77,10 @@ class Attention(Rule):
         if query is not None and key is not None:
             bent = 2 * scale * torch.einsum("k...ac,k...bc->...ab", query, key)
             second = second + softmax_product(p, -1, bent, False)
-        total = second @ value
+        total = _dropped(second, kept) @ value
         if values is not None:
-            total = total + 2 * torch.einsum("k...ab,k...bc->...ac", softmax_product(p, -1, scores, True), values)
+            first = _dropped(softmax_product(p, -1, scores, True), kept)
+            total = total + 2 * torch.einsum("k...ab,k...bc->...ac", first, values)
         return total
 
     def keeps_samples(self, saved, operands, value):
@@ -102,6 +100,23 @@ def _scores(saved: tuple, query: Tensor | None, key: Tensor | None) -> Tensor | 
         part = saved[0] @ key.mT
         total = part if total is None else total + part
     return None if total is None else saved[4] * total
+
+
+def _probabilities(scores: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+    """P, zero for queries whose keys are all masked."""
+    if is_causal:
+        causal = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        return torch.softmax(scores.masked_fill(~causal, -torch.inf), -1)
+    if attn_mask is None:
+        return torch.softmax(scores, -1)
+    boolean = attn_mask.dtype == torch.bool
+    scores = scores.masked_fill(~attn_mask, -torch.inf) if boolean else scores + attn_mask
+    alone = (scores == -torch.inf).all(-1, keepdim=True)
+    return torch.softmax(scores.masked_fill(alone, 0), -1).masked_fill(alone, 0)
+
+
+def _dropped(weights: Tensor, kept: Tensor | None) -> Tensor:
+    return weights if kept is None else weights * kept
 
 
 RULES = {"scaled_dot_product_attention": Attention()}
