@@ -331,8 +331,6 @@ class Linearization:
 
     def _evaluate(self, step: Step, args: tuple, kwargs: dict) -> Any:
         """A step whose result does not depend on the input, or carries no derivative of it."""
-        if step.kind == "constant":
-            return step.target
         if step.kind == "attribute":
             path, _, name = step.target.rpartition(".")
             return self._reader(path, submodule(self._net, path))(name)

@@ -22,8 +22,8 @@ class Step(NamedTuple):
     """One operation. ``rule``: a rule's name, "fallback" (torch.func) or "evaluate" (independent of the input)."""
 
     name: str  # module path or operation name, as shown by Linearization.rules
-    kind: str  # "module", "function", "method", "attribute" or "constant"
-    target: Any  # module path, key of CALLS, method name, attribute path or constant
+    kind: str  # "module", "function", "method" or "attribute"
+    target: Any  # module path, key of CALLS, method name or attribute path
     rule: str
     args: tuple
     kwargs: tuple[tuple[str, Any], ...]

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import operator
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -73,6 +73,15 @@ class _Tracer(fx.Tracer):
         if torch.nn.utils.parametrize.is_parametrized(module):
             return True
         return not _traceable(module)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """Placeholders for the first argument and those without a default; the others keep theirs."""
+        _, first, *others = inspect.signature(root_fn).parameters.values()
+        plain = (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD)
+        given = first, *(p for p in others if p.default is p.empty and p.kind in plain)
+        return root_fn, [self.root, *(self.create_proxy("placeholder", p.name, (), {}) for p in given)]
 
 
 def _traceable(module: nn.Module) -> bool:
@@ -194,13 +203,10 @@ def _steps(net: nn.Module, graph: fx.Graph) -> tuple[tuple[Step, ...], Any]:
     output: Any = None
     for node in graph.nodes:
         if node.op == "placeholder":
-            if not index:
-                index[node] = 0
-                active.add(0)
-            elif node.args:  # a further argument of forward, at its default
-                index[node] = _append(steps, Step(node.name, "constant", node.args[0], EVALUATE, (), (), ()))
-            else:
+            if index:  # linearize gives the forward one tensor
                 raise _Untraceable
+            index[node] = 0
+            active.add(0)
         elif node.op == "output":
             output = _spec(node.args[0], index)
             if not _is_tensor_or_tuple(output):

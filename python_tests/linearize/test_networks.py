@@ -261,6 +261,27 @@ def test_fallback_that_takes_a_value_twice():
         check(Twice(), (3, 2), fallback=True)
 
 
+def test_further_arguments_keep_their_defaults():
+    class Optional(nn.Module):
+        def forward(self, x, mask=None, *, scale=0.5):
+            return torch.tanh(x if mask is None else x * mask) * scale
+
+    class Variadic(nn.Module):
+        def forward(self, *inputs, **options):
+            return torch.tanh(inputs[0]) * len(inputs)
+
+    class Switched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Optional()
+
+        def forward(self, x, doubled=False):
+            return self.inner(x, x.exp(), scale=2.0) if doubled else self.inner(x)
+
+    for net in (Optional(), Variadic(), Switched(), nn.Sequential(Switched())):
+        assert set(check(net, (4, 3)).rules.values()) == {"tanh", "mul"}
+
+
 def test_children_with_their_own_parameters_are_traced():
     class Gate(nn.Module):
         def __init__(self):
