@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import types
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -38,9 +39,15 @@ class Module(NamedTuple):
     training: bool
     children: tuple[str, ...]
     hooked: bool
-    scalars: tuple[
-        tuple[str, Any], ...
-    ]  # attributes that Python control flow or constants of the forward may have used
+    taken: Taken
+
+
+class Taken(NamedTuple):
+    """What Python control flow or constants of a traced forward may have used."""
+
+    scalars: tuple[tuple[str, Any], ...] = ()  # attributes
+    functions: tuple[tuple[str, int], ...] = ()  # attributes, keys of CALLS
+    absent: tuple[str, ...] = ()  # parameters that are None
 
 
 class Stretch(NamedTuple):
@@ -60,7 +67,8 @@ class Plan(NamedTuple):
     size: int  # numbers in all parameters
 
 
-# Functions of steps without a rule, by id: torch.compile takes a plan's numbers and strings as constants only.
+# Functions that steps call, or that modules hold, by id: torch.compile takes a plan's numbers and strings as constants
+# only.
 CALLS: dict[int, Callable[..., Any]] = {}
 _PLANS: weakref.WeakKeyDictionary[nn.Module, Plan] = weakref.WeakKeyDictionary()
 
@@ -109,19 +117,45 @@ def scalars(module: nn.Module) -> tuple[tuple[str, Any], ...]:
     )
 
 
+def seen(path: str, module: nn.Module, traced: bool) -> Module:
+    taken = _taken_from(module) if traced else Taken()
+    return Module(path, type(module), module.training, tuple(module._modules), hooked(module), taken)
+
+
+def _taken_from(module: nn.Module) -> Taken:
+    functions = {name: value for name, value in vars(module).items() if _global_function(value)}
+    CALLS.update((id(function), function) for function in functions.values())
+    absent = tuple(name for name, parameter in module._parameters.items() if parameter is None)
+    return Taken(scalars(module), tuple((name, id(function)) for name, function in functions.items()), absent)
+
+
+def _global_function(value: Any) -> bool:
+    """Alive anyway: a closure, a lambda's default or a bound method may hold the module itself."""
+    if isinstance(value, types.FunctionType):
+        return "<" not in value.__qualname__  # <locals>, <lambda>
+    owners = (types.ModuleType, type, type(None))
+    return isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, owners)
+
+
 def holds(net: nn.Module, plan: Plan) -> bool:
     """Whether all that the plan took for granted is still so. Under torch.compile every look becomes a guard."""
-    for seen in plan.modules:
-        module = submodule(net, seen.path)
+    for known in plan.modules:
+        module = submodule(net, known.path)
         if (
-            type(module) is not seen.kind
-            or module.training != seen.training
-            or tuple(module._modules) != seen.children
-            or hooked(module) != seen.hooked
+            type(module) is not known.kind
+            or module.training != known.training
+            or tuple(module._modules) != known.children
+            or hooked(module) != known.hooked
         ):
             return False
-        for name, value in seen.scalars:
+        for name, value in known.taken.scalars:
             if getattr(module, name) != value:
+                return False
+        for name, key in known.taken.functions:
+            if getattr(module, name) is not CALLS[key]:
+                return False
+        for name in known.taken.absent:
+            if getattr(module, name) is not None:
                 return False
     return True
 

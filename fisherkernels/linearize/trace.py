@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from .chain import chains_of
 from .perceptron import perceptrons_of
-from .plan import CALLS, Module, Plan, Ref, Step, hooked, scalars
+from .plan import CALLS, Plan, Ref, Step, hooked, scalars, seen
 from .rules import FUNCTIONS, METHODS, MODULES, RULES
 
 # Results of these do not carry a derivative, whatever their argument.
@@ -64,6 +64,8 @@ class _Untraceable(Exception):
 
 class _Tracer(fx.Tracer):
     """Leaves: modules with a rule, torch.nn's own without one, hooked ones, and what cannot be traced by itself."""
+
+    proxy_buffer_attributes = True  # what is computed of buffers is computed anew at every call
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
         if type(module) in MODULES or hooked(module):
@@ -173,10 +175,8 @@ def make_plan(net: nn.Module) -> Plan:
     canonical = {id(p): name for name, p in net.named_parameters()}
     names = tuple((name, canonical[id(p)]) for name, p in net.named_parameters(remove_duplicate=False))
     called = {step.target for step in steps if step.kind == "module"}  # these run, or are read, at every call
-    modules = tuple(
-        Module(path, type(m), m.training, tuple(m._modules), hooked(m), () if _inside(path, called) else scalars(m))
-        for path, m in net.named_modules(remove_duplicate=False)
-    )
+    found = net.named_modules(remove_duplicate=False)
+    modules = tuple(seen(path, module, not _inside(path, called)) for path, module in found)
     size = sum(p.numel() for p in net.parameters() if not nn.parameter.is_lazy(p))
     perceptrons = perceptrons_of(steps, output)
     return Plan(steps, output, modules, names, perceptrons, chains_of(steps, output, perceptrons), size)

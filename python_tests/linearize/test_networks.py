@@ -1,6 +1,8 @@
 """Whole networks: what users write around the layers, and what linearize promises about them."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -216,6 +218,46 @@ def test_train_eval_and_replaced_layers_make_a_new_plan():
     net.register_forward_hook(lambda module, args, out: out * 2)
     with pytest.warns(UserWarning, match="torch.func"):
         close(linearize(net, x).value, net(x), 0.0, "hooked")
+
+
+class Scaled(nn.Module):
+    """A function and a parameter that may be there, and a buffer in parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.activation = torch.tanh
+        self.register_parameter("scale", None)
+        self.register_buffer("mask", torch.rand(4, 6, dtype=torch.float64))
+
+    def forward(self, x):
+        y = self.activation(x) * self.mask[0, : x.shape[1]]
+        return y if self.scale is None else y * self.scale
+
+
+def test_changed_functions_parameters_and_buffers_are_noticed():
+    net, x = nn.Sequential(Scaled()), torch.randn(4, 3, dtype=torch.float64)
+    check(net, (4, 3))
+    net[0].activation = torch.sin
+    close(linearize(net, x).value, net(x), 1e-15, "function")
+    net[0].scale = nn.Parameter(torch.full((3,), 2.0, dtype=torch.float64))
+    close(linearize(net, x).value, net(x), 1e-15, "parameter")
+    net[0].mask.mul_(-3)
+    close(linearize(net, x).value, net(x), 1e-15, "buffer")
+    assert set(linearize(net, x).rules.values()) == {"sin", "mul"}
+
+
+@pytest.mark.parametrize(
+    "activation_of",
+    [lambda net: lambda x: x * net.mask[0, 0], lambda net: lambda x, net=net: x * net.mask[0, 0]],
+)
+def test_a_plan_keeps_no_module_alive(activation_of):
+    net, x = Scaled(), torch.randn(2, 3, dtype=torch.float64)
+    net.activation = activation_of(net)
+    close(linearize(net, x).value, net(x), 1e-15, "value")
+    known = weakref.ref(net)
+    del net
+    gc.collect()
+    assert known() is None
 
 
 def test_compiled_graph_follows_train_eval_and_replaced_layers():
