@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from .decompositions import DECOMPOSITIONS
+
 
 class Ref(NamedTuple):
     """The value of an earlier step (or of the input, index 0) as an argument."""
@@ -105,8 +107,8 @@ def hooked(module: nn.Module) -> bool:
 
 
 def scalars(module: nn.Module) -> tuple[tuple[str, Any], ...]:
-    """Plain attributes of a user's module, which tracing turns into constants."""
-    if type(module).__module__.startswith("torch.nn"):
+    """Plain attributes of a module that is traced, which become constants; torch.nn's others are read at every call."""
+    if type(module).__module__.startswith("torch.nn") and type(module) not in DECOMPOSITIONS:
         return ()
     return tuple(
         (name, value)

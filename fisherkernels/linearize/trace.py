@@ -7,12 +7,15 @@ import inspect
 import operator
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from .chain import chains_of
+from .decompositions import decomposition_of
+from .decompositions.base import drop_unused
 from .perceptron import perceptrons_of
 from .plan import CALLS, Plan, Ref, Step, hooked, scalars, seen
 from .rules import FUNCTIONS, METHODS, MODULES, RULES
@@ -63,27 +66,34 @@ class _Untraceable(Exception):
 
 
 class _Tracer(fx.Tracer):
-    """Leaves: modules with a rule, torch.nn's own without one, hooked ones, and what cannot be traced by itself."""
+    """Leaves: modules with a rule, torch.nn's own without one or a decomposition, hooked ones, and what cannot be
+    traced by itself.
+    """
 
     proxy_buffer_attributes = True  # what is computed of buffers is computed anew at every call
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
         if type(module) in MODULES or hooked(module):
             return True
-        if super().is_leaf_module(module, path):  # torch.nn's own, containers aside
+        if super().is_leaf_module(module, path) and decomposition_of(module) is None:  # torch.nn's, containers aside
             return True
         if torch.nn.utils.parametrize.is_parametrized(module):
             return True
         return not _traceable(module)
 
+    def call_module(self, module: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        decomposed = decomposition_of(module)
+        return super().call_module(module, partial(decomposed, module) if decomposed else forward, args, kwargs)
+
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
         """Placeholders for the first argument and those without a default; the others keep theirs."""
-        _, first, *others = inspect.signature(root_fn).parameters.values()
+        forward = decomposition_of(self.root) or root_fn
+        _, first, *others = inspect.signature(forward).parameters.values()
         plain = (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD)
         given = first, *(p for p in others if p.default is p.empty and p.kind in plain)
-        return root_fn, [self.root, *(self.create_proxy("placeholder", p.name, (), {}) for p in given)]
+        return forward, [self.root, *(self.create_proxy("placeholder", p.name, (), {}) for p in given)]
 
 
 def _traceable(module: nn.Module) -> bool:
@@ -100,6 +110,7 @@ def _graph(module: nn.Module) -> fx.Graph:
     tracer = _Tracer()
     with _state_kept(module):
         graph = tracer.trace(module)
+    drop_unused(graph)
     held = {id(t) for t in (*module.parameters(), *module.buffers())}
     order = {node: i for i, node in enumerate(graph.nodes)}
     for node in graph.nodes:

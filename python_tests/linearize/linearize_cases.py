@@ -391,5 +391,114 @@ FUNCTIONS = {
     "div": (lambda: Function(lambda m, x: x / (2 + torch.sigmoid(x[:, :1])) / 3.0 + 1 / (m.w + x * x), w=(3,)), (4, 3)),
 }
 
-ALL = {**MODULES, **FUNCTIONS}
+
+def _attention(call, batch_first=True, shapes=None, **options):
+    """Multi-head attention of width 4 in a module with masks, and parameters of these shapes."""
+    net = _with_masks(Function(call, **(shapes or {})))
+    net.attention = nn.MultiheadAttention(4, 2, batch_first=batch_first, **options)
+    return _biased(net)
+
+
+def _with_masks(net):
+    net.register_buffer("future", torch.ones(7, 7, dtype=torch.bool).triu(1))
+    net.register_buffer("padding", torch.tensor([[False, False, True], [False, True, True]]))
+    return net
+
+
+def _biased(net):
+    """Biases of attention away from 0, where they start."""
+    for name, parameter in net.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.uniform_(-1, 1)
+    return net
+
+
+def _encoder(call, layers, **options):
+    """An encoder that takes [L, N, E]."""
+    net = _with_masks(Function(call))
+    layer = nn.TransformerEncoderLayer(4, 2, 5, **options)
+    net.encoder = layer if not layers else nn.TransformerEncoder(layer, layers, nn.LayerNorm(4), False)
+    return _biased(net)
+
+
+def _swapped(attend):
+    """[N, L, E] for what takes [L, N, E]."""
+    return lambda m, x: attend(m, x.transpose(0, 1)).transpose(0, 1)
+
+
+ATTENTION = {
+    "MultiheadAttention": (lambda: _attention(lambda m, x: m.attention(x, x, x)[0]), (2, 3, 4)),
+    "MultiheadAttention, sequence first": (
+        lambda: _attention(_swapped(lambda m, x: m.attention(x, x, x, need_weights=False)[0]), False, bias=False),
+        (2, 3, 4),
+    ),
+    "MultiheadAttention, one sequence": (
+        lambda: _attention(lambda m, x: m.attention(x, x, x.tanh(), need_weights=False)[0]),
+        (3, 4),
+    ),
+    "MultiheadAttention and its weights": (lambda: _attention(lambda m, x: m.attention(x, x.sin(), x)), (2, 3, 4)),
+    "MultiheadAttention and each head's weights": (
+        lambda: _attention(
+            lambda m, x: m.attention(x, x, x, attn_mask=m.scores, average_attn_weights=False),
+            shapes={"scores": (2 * 2, 3, 3)},
+            dropout=0.4,
+        ),
+        (2, 3, 4),
+    ),
+    "MultiheadAttention to constants": (
+        lambda: _attention(
+            lambda m, x: m.attention(x, m.keys, m.contents)[0],
+            shapes={"keys": (2, 5, 3), "contents": (2, 5, 6)},
+            kdim=3,
+            vdim=6,
+        ),
+        (2, 3, 4),
+    ),
+    "MultiheadAttention from constants": (
+        lambda: _attention(
+            lambda m, x: m.attention(m.queries, x, x.sin(), need_weights=False)[0],
+            shapes={"queries": (2, 5, 4)},
+            bias=False,
+        ),
+        (2, 3, 4),
+    ),
+    "MultiheadAttention, causal": (
+        lambda: _attention(
+            lambda m, x: m.attention(x, x, x, attn_mask=m.padding, is_causal=True, need_weights=False)[
+                0
+            ]  # not looked at
+        ),
+        (2, 3, 4),
+    ),
+    "MultiheadAttention, padded": (
+        lambda: _attention(
+            lambda m, x: m.attention(
+                x, x, x, attn_mask=m.future[:3, : x.shape[1]], is_causal=True, key_padding_mask=m.padding
+            )[0]
+        ),
+        (2, 3, 4),
+    ),
+    "MultiheadAttention, penalised": (
+        lambda: _attention(
+            lambda m, x: m.attention(x, x, x, attn_mask=m.scores, key_padding_mask=m.penalty, need_weights=False)[0],
+            shapes={"scores": (3, 3), "penalty": (2, 3)},
+            dropout=0.4,
+        ),
+        (2, 3, 4),
+    ),
+    "TransformerEncoderLayer": (
+        lambda: _encoder(_swapped(lambda m, x: m.encoder(x)), 0, dropout=0.3),
+        (2, 3, 4),
+    ),
+    "TransformerEncoderLayer, norm first": (
+        lambda: nn.TransformerEncoderLayer(4, 2, 5, 0.0, "gelu", batch_first=True, norm_first=True),
+        (2, 3, 4),
+    ),
+    "TransformerEncoder": (
+        lambda: _encoder(_swapped(lambda m, x: m.encoder(x, m.future[:3, :3], m.padding)), 2, dropout=0.3),
+        (2, 3, 4),
+    ),
+}
+
+ALL = {**MODULES, **FUNCTIONS, **ATTENTION}
 EAGER_ONLY = {"BatchNorm1d cumulative"}  # torch itself reads its counter as a number, which breaks the graph

@@ -18,6 +18,7 @@ from . import (
     groupnorm,
     instancenorm,
     layernorm,
+    layout,
     linear,
     pad,
     permute,
@@ -37,7 +38,7 @@ from . import (
 _FILES = (linear, conv, batchnorm, groupnorm, instancenorm, layernorm, rmsnorm)
 _FILES += (activation, elu, gelu, smooth, piecewise, glu, dropout)
 _FILES += (elementary, arithmetic, reduction, softmax, contraction, attention)
-_FILES += (resample, pool, pad, unfold, shape, permute, stack, pixel_shuffle, channel_shuffle)
+_FILES += (resample, pool, pad, unfold, shape, permute, stack, pixel_shuffle, channel_shuffle, layout)
 
 RULES = {name: rule for file in _FILES for name, rule in file.RULES.items()}
 FUNCTIONS = {function: name for file in _FILES for function, name in file.FUNCTIONS.items()}
