@@ -83,12 +83,12 @@ def pieces_of(parts: list[tuple], rules: tuple[str, ...], x: Tensor) -> list[tup
 
     Steps without a kernel, and weights that are better left to torch, are in none.
     """
-    if x.device.type != "cpu" or x.dim() != 2 or x.dtype not in (torch.float32, torch.float64):
+    if x.device.type != "cpu" or x.dim() < 2 or x.dtype not in (torch.float32, torch.float64):
         return []
     layers = [part for part, rule in zip(parts, rules, strict=True) if rule == "linear"]
     if not (records(x, *(t for layer in layers for t in layer if t is not None)) and backends()["cpu"].active):
         return []
-    many = torch.compiler.is_compiling() or x.shape[0] > _MANY  # in a graph N may be any
+    many = torch.compiler.is_compiling() or math.prod(x.shape[:-1]) > _MANY  # in a graph N may be any
     large = many and any(weight.numel() > _LARGEST for weight, _ in layers)
     limit = _LARGEST if large and not sweeps_outrun_torch() else math.inf
     found, begin = [], 0
@@ -114,26 +114,49 @@ def _is_swept(rule: str, part: tuple, limit: float) -> bool:
     return 0 <= part[0] < 1 if rule == "dropout" else has_kernel(rule, part)
 
 
-class SweptPerceptron(NamedTuple):
-    """A piece that is a sweep, and how many steps it has behind each Linear."""
+class RowSweep(NamedTuple):
+    """The sweep of [..., h] as rows [M, h]."""
 
-    sweep: MLPSweep
+    rows: MLPSweep
+    front: tuple[int, ...]  # whose product M is
+
+    @property
+    def value(self) -> Tensor:
+        return self.shaped(self.rows.value)
+
+    @property
+    def shared(self) -> tuple[Tensor, ...]:
+        return self.rows.shared
+
+    def vjp(self, cotangent: Tensor) -> Tensor:
+        """J^T c."""
+        return self.shaped(self.rows.vjp(cotangent.reshape(self.rows.value.shape)))
+
+    def shaped(self, rows: Tensor) -> Tensor:
+        """[..., h] of rows [M, h]."""
+        return rows if len(self.front) == 1 else rows.unflatten(0, self.front)
+
+
+class SweptPerceptron(NamedTuple):
+    """A piece that is a sweep, with its steps."""
+
+    sweep: RowSweep
     rules: tuple[str, ...]
     parts: list[tuple]
 
     @property
-    def shapes(self) -> list[tuple[int, int]]:
+    def shapes(self) -> list[tuple[int, ...]]:
         """Of each step's value."""
-        found: list[tuple[int, int]] = []
+        found: list[tuple[int, ...]] = []
         for rule, part in zip(self.rules, self.parts, strict=True):
-            found.append((self.sweep.value.shape[0], part[0].shape[0]) if rule == "linear" else found[-1])
+            found.append((*self.sweep.front, part[0].shape[0]) if rule == "linear" else found[-1])
         return found
 
     def saved(self) -> list[tuple]:
         """What each step's rule would have saved."""
         found: list[tuple] = []
-        hidden, masks = iter(self.sweep.hidden), iter(self.sweep.masks)
-        scales = iter(self.sweep.constants.scales)
+        rows, shaped = self.sweep.rows, self.sweep.shaped
+        hidden, masks, scales = map(shaped, rows.hidden), map(shaped, rows.masks), iter(rows.constants.scales)
         with torch.inference_mode(False), torch.enable_grad():  # kept for others than who asks first
             for rule, part in zip(self.rules, self.parts, strict=True):
                 if rule == "linear":
@@ -166,12 +189,14 @@ def sweep_of(parts: list[tuple], rules: tuple[str, ...], x: Tensor) -> SweptPerc
     if not _fit(x, layers):
         return None
     weights, biases = zip(*layers, strict=True)
-    return SweptPerceptron(unchecked_sweep(x, weights, biases, kinds, slopes, dropout), rules, parts)
+    rows = x if x.dim() == 2 else x.flatten(0, -2)
+    sweep = RowSweep(unchecked_sweep(rows, weights, biases, kinds, slopes, dropout), tuple(x.shape[:-1]))
+    return SweptPerceptron(sweep, rules, parts)
 
 
 def _fit(x: Tensor, layers: list[tuple[Tensor, Tensor | None]]) -> bool:
     """Whether the layers take x and one another; where they do not, the steps say so."""
-    width = x.shape[1]
+    width = x.shape[-1]
     for weight, bias in layers:
         if weight.dim() != 2 or weight.shape[1] != width:
             return False

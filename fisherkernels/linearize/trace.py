@@ -164,7 +164,9 @@ def _in_place(node: fx.Node, root: nn.Module) -> bool:
     if node.op == "call_method":
         return node.target.endswith("_") and not node.target.endswith("__")
     if node.op == "call_function":
-        return node.target in _IN_PLACE_OPERATORS or bool(node.kwargs.get("inplace", False))
+        named = getattr(node.target, "__name__", "")
+        written = named.endswith("_") and not named.endswith("__")
+        return written or node.target in _IN_PLACE_OPERATORS or bool(node.kwargs.get("inplace", False))
     return False
 
 

@@ -366,6 +366,19 @@ def test_forward_that_changes_its_own_state_runs_every_time():
     close(net[0].average, twin[0].average, 1e-14, "buffer")
 
 
+@pytest.mark.filterwarnings("ignore:.*no rule for")
+@pytest.mark.parametrize("write", [torch.relu_, lambda h: h.mul_(2), lambda h: F.relu(h, inplace=True)])
+def test_a_value_changed_in_place_is_read_as_changed(write):
+    class Net(nn.Module):
+        def forward(self, x):
+            h = x * 1.0
+            write(h)
+            return h.sin()
+
+    x = torch.linspace(-1, 1, 6).view(2, 3)
+    close(linearize(Net(), x).value, Net()(x), 1e-6, "value")
+
+
 def test_value_that_does_not_depend_on_the_input():
     class Constant(nn.Module):
         def __init__(self):
