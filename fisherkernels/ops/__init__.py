@@ -1,15 +1,17 @@
 """Fused operators: `fisherkernels.ops.NAME` checks its arguments and calls `torch.ops.fisherkernels.NAME`.
 
 Every operator has a native CPU kernel, a native CUDA kernel (but for `relu_metric_factor`, `mlp_laplacian`, and what is
-`linearize`'s own: `mlp_sweep`, those of norms and activations) and a PyTorch twin; the twin runs wherever there is no
-native kernel. Each is differentiable once, except `mlp_sweep` and the norms', which are as often as needed, those of
-the solvers (`metric_solve`, `factor_solve`, `relu_metric_factor`, `cg_update`), through which `FisherMetric`
-differentiates implicitly, `svgd_step`, whose particles carry no graph, and the activations', which only `linearize`'s
-own nodes call.
+`linearize`'s own: `mlp_sweep`, those of norms, activations and attention) and a PyTorch twin; the twin runs wherever
+there is no native kernel. Each is differentiable once, except `mlp_sweep` and the norms', which are as often as needed,
+those of the solvers (`metric_solve`, `factor_solve`, `relu_metric_factor`, `cg_update`), through which `FisherMetric`
+differentiates implicitly, `svgd_step`, whose particles carry no graph, and those of activations, attention and
+LayerNorm, which only `linearize`'s own nodes call.
 """
 
 import fisherkernels.ops._activation_operators  # noqa: F401  (linearize's own)
-import fisherkernels.ops._norm_operators  # noqa: F401  (likewise)
+import fisherkernels.ops._attention_operators  # noqa: F401
+import fisherkernels.ops._layer_norm_operators  # noqa: F401
+import fisherkernels.ops._norm_operators  # noqa: F401
 from fisherkernels.ops._library import BackendStatus, backends, load_libraries, use_twins
 from fisherkernels.ops.activation_tangents import activation_tangents
 from fisherkernels.ops.cg_update import cg_update

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention in primitive operations."""
+"""Scaled dot-product attention in primitive operations, and on CPUs by a kernel that keeps no weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import math
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from fisherkernels.ops import backends
+from fisherkernels.ops._attention_operators import attention_pull
+from fisherkernels.transforms import plainly_eager, records
 
 from .base import Rule
 from .softmax import softmax_curvature, softmax_product
@@ -38,15 +42,21 @@ class Attention(Rule):
         scale: float | None = None,
     ):
         scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+        if attn_mask is None and dropout_p == 0 and _has_kernel(query, key, value):
+            out = F.scaled_dot_product_attention(query, key, value, is_causal=is_causal, scale=scale)
+            return out, (query, key, value, None, scale, None, is_causal)
         p = _probabilities(scale * (query @ key.mT), attn_mask, is_causal)
         if dropout_p > 0:
             kept = F.dropout(torch.ones_like(p), dropout_p)  # the draw that torch's own attention makes on CPUs
-            return (p * kept) @ value, (query, key, value, p, scale, kept)
+            return (p * kept) @ value, (query, key, value, p, scale, kept, is_causal)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask, 0.0, is_causal, scale=scale)
-        return out, (query, key, value, p, scale, None)
+        return out, (query, key, value, p, scale, None, is_causal)
 
     def vjp(self, saved, cotangent, stacked, needs):
-        query, key, value, p, scale, kept = saved
+        query, key, value, p, scale, kept, is_causal = saved
+        if p is None and not stacked and cotangent.dtype is value.dtype and records(cotangent, query, key, value):
+            return attention_pull(cotangent, query, key, value, scale, is_causal)
+        p = _weights(saved)
         to_scores = scale * softmax_product(p, -1, _dropped(cotangent @ value.mT, kept), stacked)
         return (
             to_scores @ key if needs[0] else None,
@@ -55,7 +65,7 @@ class Attention(Rule):
         )
 
     def jvp(self, saved, tangents, stacked):
-        value, p, _, kept = saved[2:]
+        value, p, kept = saved[2], _weights(saved), saved[5]
         total = None if tangents[2] is None else _dropped(p, kept) @ tangents[2]
         scores = _scores(saved, *tangents[:2])
         if scores is None:
@@ -68,7 +78,7 @@ class Attention(Rule):
 
     def curvature(self, saved, tangents):
         """(D^2 P m) v + 2 (t_P m) t_v, D^2 P by the softmax's own second derivative and D^2 S = 2 s t_q t_k^T."""
-        _, _, value, p, scale, kept = saved
+        value, p, scale, kept = saved[2], _weights(saved), *saved[4:6]
         query, key, values = tangents
         scores = _scores(saved, query, key)
         if scores is None:
@@ -89,6 +99,19 @@ class Attention(Rule):
 
     def flops(self, saved, operand, value):
         return 6.0 * value * saved[1].shape[-2]
+
+
+def _has_kernel(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether products are left to :func:`attention_pull`, which makes P again."""
+    alike = query.shape[:-2] == key.shape[:-2] == value.shape[:-2] and query.dtype is key.dtype is value.dtype
+    native = query.device.type == "cpu" and query.dtype in (torch.float32, torch.float64) and backends()["cpu"].active
+    return native and alike and query.dim() > 1 and plainly_eager() and records(query, key, value)
+
+
+def _weights(saved: tuple) -> Tensor:
+    """P."""
+    query, key, _, p, scale, _, is_causal = saved
+    return _probabilities(scale * (query @ key.mT), None, is_causal) if p is None else p
 
 
 def _scores(saved: tuple, query: Tensor | None, key: Tensor | None) -> Tensor | None:

@@ -8,6 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fisherkernels.ops import backends
+from fisherkernels.ops._layer_norm_operators import LayerNormPull
+from fisherkernels.transforms import plainly_eager, records
+
 from .base import Layer
 from .groupnorm import GroupNorm, statistics
 
@@ -37,8 +41,22 @@ class LayerNorm(GroupNorm):
         saved = input.reshape(rows, size, 1), weight, mean.reshape(rows, 1), rstd.reshape(rows, 1)
         return value, (*saved, own, value.dtype)
 
+    def vjp(self, saved, cotangent, stacked, needs):
+        input, weight, mean, rstd, *_ = saved
+        if stacked or not _has_kernel(input, weight, cotangent):
+            return super().vjp(saved, cotangent, stacked, needs)
+        rows = input.squeeze(-1)
+        pulled = LayerNormPull.apply(cotangent.reshape(rows.shape), rows, weight, mean.squeeze(1), rstd.squeeze(1))
+        return (pulled.reshape(cotangent.shape),)
+
     def keeps_samples(self, saved, operands, value):
         return saved[0].shape[0] >= operands[0][0]  # as many rows as samples, unless the batch is normalised over
+
+
+def _has_kernel(input: Tensor, weight: Tensor | None, cotangent: Tensor) -> bool:
+    given = [t for t in (cotangent, input, weight) if t is not None]
+    native = input.device.type == "cpu" and input.dtype in (torch.float32, torch.float64) and backends()["cpu"].active
+    return native and all(t.dtype is input.dtype for t in given) and plainly_eager() and records(*given)
 
 
 RULES = {"layer_norm": LayerNorm()}
