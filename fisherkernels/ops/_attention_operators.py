@@ -9,6 +9,7 @@ G = s P ((a - E a) (b - E b) - E (a - E a) (b - E b) + w - E w).
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
@@ -41,6 +42,10 @@ def plain_pull(cotangent, query, key, value, scale, causal):
     return to_scores @ key, to_scores.mT @ query, p.mT @ cotangent
 
 
+def _pull(*arguments):
+    return tuple(t.contiguous() for t in plain_pull(*arguments))
+
+
 def _pull_backward(tangent_query, tangent_key, tangent_value, cotangent, query, key, value, scale, causal):
     tangents = zip((tangent_query, tangent_key, tangent_value), (query, key, value), strict=True)
     t_query, t_key, t_value = (torch.zeros_like(like) if t is None else t for t, like in tangents)
@@ -48,12 +53,13 @@ def _pull_backward(tangent_query, tangent_key, tangent_value, cotangent, query, 
     a, b = _centred(cotangent @ value.mT, p), _centred(scale * (t_query @ key.mT + query @ t_key.mT), p)
     to_scores = scale * p * (_centred(a * b, p) + _centred(cotangent @ t_value.mT, p))
     pulled, tangent = scale * p * a, p * b
-    return (
+    found = (
         tangent @ value + p @ t_value,
         to_scores @ key + pulled @ t_key,
         to_scores.mT @ query + pulled.mT @ t_query,
         tangent.mT @ cotangent,
     )
+    return tuple(t.contiguous() for t in found)
 
 
 def _pull_fake(cotangent, query, key, value, scale, causal):
@@ -90,7 +96,7 @@ def attention_pull(
 ) -> tuple[Tensor, ...]:
     """The cotangents of query, key and value, [..., L or S, width] with the same leading dimensions."""
     front = query.shape[:-2]
-    rows = [t.reshape(-1, *t.shape[-2:]) for t in (cotangent, query, key, value)]
+    rows = [t.reshape(math.prod(front), *t.shape[-2:]) for t in (cotangent, query, key, value)]
     return tuple(t.unflatten(0, front) if front else t[0] for t in AttentionPull.apply(scale, causal, *rows))
 
 
@@ -99,7 +105,7 @@ _ATTENTION = "Tensor cotangent, Tensor query, Tensor key, Tensor value, float sc
 define(
     "attention_pull",
     f"({_ATTENTION}) -> (Tensor to_query, Tensor to_key, Tensor to_value)",
-    twin=plain_pull,
+    twin=_pull,
     fake=_pull_fake,
     autograd=not_differentiable("attention_pull", _REASON),
 )

@@ -42,7 +42,7 @@ def plain_pull(cotangent, x, weight, rstd):
 
 
 def _pull(cotangent, x, weight, mean, rstd):
-    return plain_pull(cotangent, x, weight, rstd)
+    return plain_pull(cotangent, x, weight, rstd).contiguous()
 
 
 def _pull_backward(tangent, cotangent, x, weight, mean, rstd):
@@ -53,9 +53,9 @@ def _pull_backward(tangent, cotangent, x, weight, mean, rstd):
     both = _along(of_g, of_t) + g_along_u * t_along_u * (1 - _along(u, u))
     to_x = -r.square() * (u * both + t_along_u * of_g + g_along_u * of_t)
     pulled = r * of_t
-    if weight is None:
-        return pulled, to_x, x.new_empty(0)
-    return pulled * weight, to_x, (pulled * cotangent).sum(0)
+    to_weight = x.new_empty(0) if weight is None else (pulled * cotangent).sum(0)
+    to_cotangent = pulled if weight is None else pulled * weight
+    return to_cotangent.contiguous(), to_x.contiguous(), to_weight
 
 
 def _pull_fake(cotangent, x, weight, mean, rstd):

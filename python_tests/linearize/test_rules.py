@@ -8,7 +8,7 @@ from linearize_cases import ALL, EAGER_ONLY, Function
 from linearize_oracle import SEED, all_close, check, close, like, parts
 from torch.nn import functional as F
 
-from fisherkernels import laplacian, linearize
+from fisherkernels import laplacian, linearize, ops
 from fisherkernels.linearize.rules import FUNCTIONS, METHODS, MODULES, RULES
 
 NO_SAMPLES = ["AvgPool1d overlapping", "AvgPool3d", "AdaptiveMaxPool1d", "AdaptiveMaxPool2d", "AdaptiveMaxPool3d"]
@@ -165,3 +165,41 @@ def test_one_sample_of_a_convolution_is_refused_by_name(dims):
     net, x = getattr(torch.nn, f"Conv{dims}d")(2, 3, 2), torch.randn(2, *[4] * dims)
     with pytest.raises(ValueError, match=rf"Conv{dims}d: expected a batch .* got one sample \[2, 4"):
         linearize(net, x)
+
+
+def nodes_of(t):
+    """The names of the nodes of its graph."""
+    found, waiting = set(), [t.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [other for other, _ in node.next_functions]
+    return {node.name() for node in found}
+
+
+@pytest.mark.skipif(not ops.backends()["cpu"].active, reason="kernels need the native cpu library")
+@pytest.mark.parametrize(
+    "net, node",
+    [
+        (torch.nn.LayerNorm(4), "LayerNormPullBackward"),
+        (torch.nn.LayerNorm((3, 4), elementwise_affine=False), "LayerNormPullBackward"),
+        (Function(lambda m, x: F.scaled_dot_product_attention(x, 2 * x, x)), "AttentionPullBackward"),
+        (
+            Function(lambda m, x: F.scaled_dot_product_attention(x, x, m.w, is_causal=True), w=(2, 3, 4)),
+            "AttentionPullBackward",
+        ),
+    ],
+)
+def test_products_by_kernels(net, node):
+    """In eager mode, where a graph is recorded; elsewhere in primitive operations."""
+    x = torch.randn(2, 3, 4, requires_grad=True)
+    c = torch.randn(2, 3, 4)
+    assert node in nodes_of(linearize(net, x).vjp(c))
+    assert node not in nodes_of(linearize(net, x).vjp(c[None]))
+    with torch.no_grad():
+        expected = linearize(net, x).vjp(c)
+    close(linearize(net, x).vjp(c), expected, 1e-6, "product")
+    (tangent,) = torch.func.vjp(lambda x: linearize(net, x).vjp(c), x)[1](c)
+    assert node not in nodes_of(torch.func.vjp(lambda x: linearize(net, x).vjp(c), x)[0])
+    close(torch.autograd.grad(linearize(net, x).vjp(c), x, c)[0], tangent, 1e-5, "its derivative")
