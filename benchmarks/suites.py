@@ -17,6 +17,7 @@ SUITES = {
         "steps.fisher_ae_conv",
         "steps.fisher_ae_residual",
         "steps.fisher_ae_dropout",
+        "steps.fisher_ae_transformer",
     ),
     "cycles": ("steps.algorithm_1",),
     "fisher_net": ("fisher_net.sample", "fisher_net.sample_backward", "fisher_net.peak", "fisher_net.step"),
