@@ -31,13 +31,6 @@ struct Rows {
   int64_t seen(int64_t row) const { return causal ? std::min(keys, first_limit + row) : keys; }
 };
 
-template <typename V>
-FK_INLINE auto sum_of(const V& v) {
-  auto sum = v[0];
-  for (int64_t i = 1; i < lane_count<V>; ++i) sum += v[i];
-  return sum;
-}
-
 // p = softmax(p) over the keys that are seen.
 template <int kBytes, typename T>
 FK_INLINE void softmax_of(const Rows<T>& rows, int64_t begin, int64_t end) {

@@ -89,6 +89,13 @@ FK_INLINE void store_vector(BFloat16* to, const V& from) {
 template <typename V>
 constexpr int64_t lane_count = sizeof(V) / sizeof(V{}[0]);
 
+template <typename V>
+FK_INLINE auto sum_of(const V& v) {
+  auto sum = v[0];
+  for (int64_t i = 1; i < lane_count<V>; ++i) sum += v[i];
+  return sum;
+}
+
 // The elements before `end` of an array; zeros where it has none.
 template <typename V, typename T>
 FK_INLINE void load_before(V& to, const T* array, int64_t end) {

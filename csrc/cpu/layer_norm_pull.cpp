@@ -40,13 +40,6 @@ FK_INLINE void load_factors(V& u, V& g, V& weight, const NormRows<T>& rows, int6
   g *= weight;
 }
 
-template <typename V>
-FK_INLINE auto sum_of(const V& v) {
-  auto sum = v[0];
-  for (int64_t i = 1; i < lane_count<V>; ++i) sum += v[i];
-  return sum;
-}
-
 template <int kBytes, typename T>
 FK_INLINE void pull_rows_of(const NormRows<T>& rows, int64_t begin, int64_t end) {
   using V = Vector<T, kBytes>;
