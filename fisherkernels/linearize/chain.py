@@ -23,7 +23,7 @@ from fisherkernels.transforms import for_graph, records
 from .chain_nodes import Chain, ChainSweep, sweep
 from .chain_pieces import Activation, Affine, BatchNorm, Move, Norm, Piece, Unfit, has_maps, pays
 from .perceptron import constants_of, has_kernel
-from .plan import Step, Stretch, uses_of
+from .plan import Step, Stretch, draws, uses_of
 
 _CONV = ("weight", "bias", "stride", "padding", "dilation", "groups", "padding_mode")
 _TRANSPOSE = ("weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
@@ -55,6 +55,9 @@ def chains_of(steps: tuple[Step, ...], output: Any, perceptrons: tuple[Stretch, 
     current: list[int] = []
     for i, step in enumerate(steps):
         if step.rule == "evaluate":
+            if draws(step) and any(steps[j].rule.startswith("dropout") for j in current):
+                found.append(current)
+                current = []
             continue
         inside = step.rule in _INSIDE and i not in taken and len(step.slots) == 1
         inside = inside and not (step.rule in _NORMS and _of_features(steps, step.slots[0]))

@@ -32,10 +32,10 @@ class Chain:
         """End it before piece i.
 
         Raises:
-            Unfit: it is not worth while then.
+            Unfit: it is not worth while then, and nothing was drawn that its steps would draw again.
         """
         del self.pieces[i:], self.slots[i:]
-        if not pays([piece.role for piece in self.pieces]):
+        if not (pays([piece.role for piece in self.pieces]) or any(piece.draws for piece in self.pieces)):
             raise Unfit
 
     def for_products(self) -> tuple[Chain, list[int]]:

@@ -57,6 +57,7 @@ class Piece:
     keyed = by_value = False
     steps = 1
     shape: tuple[int, ...] = ()
+    draws = False  # random numbers, for its value
 
 
 def pays(roles: Sequence[str]) -> bool:
@@ -118,6 +119,7 @@ class Move(Piece):
 
     def __init__(self, rule: str, args: tuple, kwargs: dict):
         self.rule, self.args, self.kwargs = RULES[rule], args, kwargs
+        self.draws = rule.startswith("dropout")
         self.saved: tuple = ()
 
     def value(self, x: Tensor):

@@ -21,7 +21,7 @@ from fisherkernels.ops.mlp_sweep import NOT_LAST, SWEEP_ACTIVATIONS, MLPSweep, u
 from fisherkernels.transforms import records
 
 from .pace import sweeps_outrun_torch
-from .plan import Step, Stretch, uses_of
+from .plan import Step, Stretch, draws, uses_of
 
 _LARGEST, _MANY = 1 << 19, 256  # elements of a weight, samples: where both are larger, torch's products may be faster
 
@@ -44,8 +44,11 @@ def perceptrons_of(steps: tuple[Step, ...], output: Any) -> tuple[Stretch, ...]:
     found: list[list[int]] = []
     current: list[int] = []
     for i, step in enumerate(steps):
-        if step.rule == "evaluate":
-            continue  # of no value between, which have one use each
+        if step.rule == "evaluate":  # of no value between, which have one use each
+            if draws(step) and any(steps[j].rule == "dropout" for j in current):
+                found.append(current)
+                current = []
+            continue
         follows = current and step.slots == (current[-1] + 1,) and uses[current[-1] + 1] == 1
         if follows and step.rule in _BEHIND[steps[current[-1]].rule]:
             current.append(i)

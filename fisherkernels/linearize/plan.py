@@ -80,6 +80,21 @@ def uses_of(steps: tuple[Step, ...], output: Any) -> Counter[int]:
     return Counter(_refs((*((step.args, step.kwargs) for step in steps), output)))
 
 
+def draws(step: Step) -> bool:
+    """Whether a step without a rule may draw random numbers, as what computes a parameter can."""
+    if step.kind == "attribute":
+        return False
+    if step.kind == "module":
+        return True
+    function = None if step.kind == "method" else CALLS[step.target]
+    if getattr(function, "__module__", None) in ("_operator", "builtins"):
+        return False
+    packet = getattr(torch.ops.aten, step.target if function is None else function.__name__, None)
+    if packet is None:
+        return True
+    return any(torch.Tag.nondeterministic_seeded in getattr(packet, name).tags for name in packet.overloads())
+
+
 def _refs(spec: Any) -> list[int]:
     if isinstance(spec, Ref):
         return [spec.index]

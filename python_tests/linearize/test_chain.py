@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from linearize_cases import Function
 from linearize_oracle import OTHER_WAYS, PRIMITIVE, all_close, check, close, gradients, rms, scalar_of
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -644,6 +645,36 @@ def test_a_number_of_groups_that_is_none(number):
     x = torch.randn(2, 6, 5, 5, requires_grad=True)
     with pytest.raises((ValueError, RuntimeError, ZeroDivisionError)):
         linearize(Net(), x)
+
+
+@pytest.mark.parametrize("norm", [lambda: nn.GroupNorm(2, 4), lambda: nn.BatchNorm2d(4)])
+@pytest.mark.parametrize("dropout", [nn.Dropout, nn.Dropout2d])
+def test_one_draw_where_a_chain_is_cut(norm, dropout):
+    """In front of a norm of single numbers, which has no kernel."""
+    net = nn.Sequential(nn.Conv2d(2, 4, 8), dropout(0.5), norm(), nn.SiLU(), nn.Conv2d(4, 3, 1))
+    x = torch.randn(5, 2, 8, 8)
+    torch.manual_seed(7)
+    value, after = net(x), torch.rand(3)
+    torch.manual_seed(7)
+    lin = linearize(net, x)
+    close(lin.value, value, 1e-4, "value")
+    assert torch.equal(torch.rand(3), after)
+    cotangent = torch.randn_like(value)
+    close(lin.vjp(cotangent), lin.vjp(torch.stack([cotangent, cotangent]))[1], 1e-4, "product")
+
+
+def test_draws_of_parameters_keep_their_turn():
+    """A weight's own dropout comes behind that of what it multiplies."""
+    net = Function(
+        lambda m, x: F.conv1d(F.dropout(F.silu(F.group_norm(F.conv1d(x, m.v), 1)), 0.5), F.dropout(m.w, 0.5)),
+        v=(4, 3, 2),
+        w=(2, 4, 1),
+    )
+    x = torch.randn(3, 3, 6)
+    torch.manual_seed(7)
+    value = net(x)
+    torch.manual_seed(7)
+    close(linearize(net, x).value, value, 1e-5, "value")
 
 
 @swept_run

@@ -567,6 +567,42 @@ def test_dropout_is_the_networks(name):
     all_close(*results, 1e-12, "both")
 
 
+class DropConnect(nn.Module):
+    """Dropout of a weight behind that of what it multiplies."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in ((3, 9), (9, 8), (8, 6)))
+
+    def forward(self, x):
+        first, second, last = self.layers
+        h = F.dropout(torch.tanh(first(x)), 0.5)
+        return last(torch.tanh(F.linear(h, F.dropout(second.weight, 0.5), second.bias)))
+
+
+def test_draws_of_parameters_keep_their_turn():
+    net, x = DropConnect(), torch.randn(4, 3)
+    lin = linearize(net, x)
+    torch.manual_seed(5)
+    close(lin.value, net(x), 1e-6, "value")
+
+
+@sweeps_run
+def test_parameters_that_are_computed_without_draws():
+    """They cut no sweep."""
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(3, 7)
+
+        def forward(self, x):
+            h = F.dropout(torch.tanh(self.first(x)), 0.5)
+            return F.linear(h, self.first.weight.t() * 2)
+
+    assert swept(linearize(Tied(), torch.randn(4, 3))) == 1
+
+
 def sweeps_in_graph(function, *args, **how):
     """The results of the compiled function, and how many value sweeps its graphs have."""
     found = []
