@@ -133,6 +133,8 @@ class RowSweep(NamedTuple):
 
     def vjp(self, cotangent: Tensor) -> Tensor:
         """J^T c."""
+        if len(self.front) == 1:
+            return self.rows.vjp(cotangent)
         return self.shaped(self.rows.vjp(cotangent.reshape(self.rows.value.shape)))
 
     def shaped(self, rows: Tensor) -> Tensor:

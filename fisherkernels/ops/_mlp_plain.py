@@ -30,12 +30,12 @@ class Constants(NamedTuple):
 
     def masks(self) -> int:
         """How many there are."""
-        return sum(scale != 0 for scale in self.scales)
+        return len(self.scales) - self.scales.count(0)
 
     def below(self, top: int) -> "Constants":
         """Of the first ``top`` layers, where the gradient of the key of the last of these is given."""
         active = top - (top <= len(self.kinds) and self.kinds[top - 1] in KEEP_INPUT)
-        return Constants(*(part[:active] for part in self))
+        return self if active >= len(self.kinds) else Constants(*(part[:active] for part in self))
 
     def steps(self, tensors, *by_layer):
         """By layer: of each list the layer's own, and its activation (None behind a last weight without one)."""

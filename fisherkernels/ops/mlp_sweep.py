@@ -145,18 +145,17 @@ def unchecked_sweep(
     """:func:`mlp_sweep` of what is known to go together; activations by their number."""
     count, active = len(weights), len(kinds)
     constants = Constants(kinds, slopes, [1 / (1 - p) if p else 0.0 for p in dropout])
-    wide = zip(weights, dropout, strict=False)
-    masks = tuple(drawn_mask(x, weight.shape[0], p) for weight, p in wide if p)
+    widths = [weight.shape[0] for weight, p in zip(weights, dropout, strict=False) if p]
+    masks = tuple(drawn_mask(x, width, p) for width, p in zip(widths, filter(None, dropout), strict=True))
     sweep = _chosen(x, _Value.apply, graph_value, plain_value)
     results = sweep(constants, count, x, *weights, *biases, *masks)
     rows = [columns_of(h, w.shape[0]) for h, w in zip(results, weights, strict=False)]
     # Behind a view, so that its hooks run only where it has a gradient of its own.
     value = rows[-1].contiguous() if rows[-1] is not results[count - 1] else rows[-1].view_as(rows[-1])
-    dropped = zip(masks, (w.shape[0] for w, p in zip(weights, dropout, strict=False) if p), strict=True)
     return MLPSweep(
         value,
         tuple(rows[:active]),
-        tuple(columns_of(mask, width) for mask, width in dropped),
+        tuple(map(columns_of, masks, widths)),
         constants,
         (*results[:active], *results[count:], *masks),
     )
