@@ -89,8 +89,8 @@ class Fallback:
         return spread(tuple(part.sum(0) for part in second), self.value)
 
     def _at(self, primals: tuple[Tensor, ...]) -> tuple[Any, Any]:
-        """The function where its inputs' floating point tensors are ``primals``."""
-        value, aux = self.function(*replaced(self.inputs, primals))
+        """The function where its inputs' floating point tensors are ``primals``, of which it may overwrite copies."""
+        value, aux = self.function(*replaced(self.inputs, tuple(primal.clone() for primal in primals)))
         for leaf in leaves(value):
             if not isinstance(leaf, (Tensor, *_CONSTANTS)):
                 raise TypeError(

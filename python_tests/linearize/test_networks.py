@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from linearize_cases import hooked
+from linearize_cases import Function, hooked
 from linearize_oracle import SEED, all_close, check, close, gradients, scalar_of
 from torch import nn
 from torch.nn import functional as F
@@ -377,6 +377,19 @@ def test_a_value_changed_in_place_is_read_as_changed(write):
 
     x = torch.linspace(-1, 1, 6).view(2, 3)
     close(linearize(Net(), x).value, Net()(x), 1e-6, "value")
+
+
+@pytest.mark.parametrize("write", [F.hardtanh_, lambda h: h.sin_(), lambda h: F.rrelu(h, training=True, inplace=True)])
+def test_layers_without_a_rule_may_write_their_input(write):
+    net = Function(lambda m, x: write(2 * x))
+    x = torch.linspace(-1, 1, 6, dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="no rule for"):
+        lin = linearize(net, x)
+    torch.manual_seed(0)
+    value = net(x)
+    close(lin.value, value, 1e-12, "value")
+    close(lin.vjp(x), torch.autograd.grad(value, x, x)[0], 1e-12, "vjp")
 
 
 def test_value_that_does_not_depend_on_the_input():
