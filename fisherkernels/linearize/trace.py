@@ -46,6 +46,13 @@ _STATIC_FUNCTIONS |= {
 }
 _STATIC_FUNCTIONS |= {operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne}
 _IN_PLACE_OPERATORS = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
+# What may share memory with the first operand, by the names of methods, functions and rules of modules.
+_VIEWS = {"view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "ravel", "squeeze", "unsqueeze", "select"}
+_VIEWS |= {"t", "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "adjoint", "expand", "expand_as"}
+_VIEWS |= {"broadcast_to", "chunk", "split", "tensor_split", "unbind", "narrow", "diagonal", "as_strided", "detach"}
+_VIEWS |= {"contiguous", "to", "type", "type_as", "float", "double", "half", "bfloat16", "positive", "identity"}
+_VIEWS |= {"unfold", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
+_VIEWED_ATTRIBUTES = {"T", "mT", "H", "mH", "data", "real", "imag"}
 _TRACE_ERRORS = (
     fx.proxy.TraceError,
     TypeError,
@@ -116,10 +123,13 @@ def _graph(module: nn.Module) -> fx.Graph:
     for node in graph.nodes:
         if node.op == "get_attr" and id(_attribute(module, node.target)) not in held:
             raise _Untraceable  # a tensor made while tracing: perhaps a random one, to be drawn anew at each call
-        if _in_place(node, module):
-            changed = node.args[0]
-            if changed.op == "get_attr" or any(order[user] > order[node] for user in changed.users):
-                raise _Untraceable  # a buffer is written, or the changed operand is read again afterwards
+        for changed in _written(node, module):
+            known = _sharing(changed, node, module)
+            if any(other.op == "get_attr" for other in known):
+                raise _Untraceable  # a buffer is written
+            readers = {user for other in known for user in other.users if not _of_shape(user)}
+            if any(order[reader] > order[node] for reader in readers):
+                raise _Untraceable  # the changed operand is read again afterwards, by some name
     return graph
 
 
@@ -156,18 +166,56 @@ def _attribute(root: nn.Module, path: str) -> Any:
     return getattr(root, name)
 
 
-def _in_place(node: fx.Node, root: nn.Module) -> bool:
-    if not node.args or not isinstance(node.args[0], fx.Node):
-        return False
+def _written(node: fx.Node, root: nn.Module) -> list[fx.Node]:
+    """The operands that are changed in place."""
+    first = node.args[:1]
     if node.op == "call_module":
-        return bool(getattr(root.get_submodule(node.target), "inplace", False))
-    if node.op == "call_method":
-        return node.target.endswith("_") and not node.target.endswith("__")
-    if node.op == "call_function":
+        written = bool(getattr(root.get_submodule(node.target), "inplace", False))
+    elif node.op == "call_method":
+        written = node.target.endswith("_") and not node.target.endswith("__")
+    elif node.op == "call_function":
         named = getattr(node.target, "__name__", "")
         written = named.endswith("_") and not named.endswith("__")
-        return written or node.target in _IN_PLACE_OPERATORS or bool(node.kwargs.get("inplace", False))
-    return False
+        written = written or node.target in _IN_PLACE_OPERATORS or bool(node.kwargs.get("inplace", False))
+    else:
+        return []
+    return _operands((first if written else (), node.kwargs.get("out")))
+
+
+def _operands(given: Any) -> list[fx.Node]:
+    """The nodes in nested arguments."""
+    if isinstance(given, (tuple, list)):
+        return [node for part in given for node in _operands(part)]
+    return [given] if isinstance(given, fx.Node) else []
+
+
+def _sharing(node: fx.Node, writer: fx.Node, root: nn.Module) -> set[fx.Node]:
+    """The node, and those that may share memory with it, but for what comes of the writer."""
+    found, open_ends = {node}, [node]
+    while open_ends:
+        at = open_ends.pop()
+        near = _operands(at.args[:1]) if _is_view(at, root) else []
+        near += [user for user in at.users if _is_view(user, root) and at in _operands(user.args[:1])]
+        open_ends += [other for other in near if other not in found and other is not writer]
+        found.update(open_ends)
+    return found
+
+
+def _of_shape(node: fx.Node) -> bool:
+    """Whether it reads no numbers."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim", "ndimension", "numel")
+    return node.op == "call_function" and node.target is getattr and node.args[1] in _STATIC_ATTRIBUTES
+
+
+def _is_view(node: fx.Node, root: nn.Module) -> bool:
+    if node.op == "call_method":
+        return node.target in _VIEWS or node.target.endswith("_")
+    if node.op == "call_function":
+        if node.target is getattr:
+            return node.args[1] in _VIEWED_ATTRIBUTES
+        return node.target is operator.getitem or getattr(node.target, "__name__", "") in _VIEWS
+    return node.op == "call_module" and _layer_rule(root.get_submodule(node.target)) in _VIEWS
 
 
 def make_plan(net: nn.Module) -> Plan:

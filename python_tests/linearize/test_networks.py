@@ -379,6 +379,43 @@ def test_a_value_changed_in_place_is_read_as_changed(write):
     close(linearize(Net(), x).value, Net()(x), 1e-6, "value")
 
 
+def _write_a_view(h):
+    h[:, :1].mul_(2)
+    return h.sin()
+
+
+def _write_a_flat_view(h):
+    torch.relu_(h.flatten())
+    return h.sin()
+
+
+def _read_a_view(h):
+    view = h.view(-1)
+    h.relu_()
+    return view.sin()
+
+
+def _write_one_of_a_list(h):
+    torch._foreach_add_([h], 1.0)
+    return h.sin()
+
+
+@pytest.mark.filterwarnings("ignore:.*no rule for")
+@pytest.mark.parametrize("forward", [_write_a_view, _write_a_flat_view, _read_a_view, _write_one_of_a_list])
+def test_what_shares_memory_with_a_changed_value_is_read_as_changed(forward):
+    net, x = Function(lambda m, x: forward(x * 1.0)), torch.linspace(-1, 1, 6).view(2, 3)
+    close(linearize(net, x).value, net(x), 1e-6, "value")
+
+
+@pytest.mark.filterwarnings("error:.*no rule for")
+def test_values_that_are_changed_in_place_and_not_read_again_keep_their_rules():
+    layers = nn.Linear(4, 3), nn.Flatten(), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(3, 4)
+    net = Function(lambda m, x: m.layers(x).view(x.shape[0], -1).add_(1.0).mul_(2.0).view(x.shape) + x)
+    net.layers = nn.Sequential(*layers)
+    x = torch.randn(2, 4)
+    close(linearize(net, x).value, net(x), 1e-6, "value")
+
+
 @pytest.mark.parametrize("write", [F.hardtanh_, lambda h: h.sin_(), lambda h: F.rrelu(h, training=True, inplace=True)])
 def test_layers_without_a_rule_may_write_their_input(write):
     net = Function(lambda m, x: write(2 * x))
