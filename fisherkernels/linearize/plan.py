@@ -41,15 +41,15 @@ class Module(NamedTuple):
     training: bool
     children: tuple[str, ...]
     hooked: bool
-    taken: Taken
+    taken: Taken | None
 
 
 class Taken(NamedTuple):
     """What Python control flow or constants of a traced forward may have used."""
 
-    scalars: tuple[tuple[str, Any], ...] = ()  # attributes
-    functions: tuple[tuple[str, int], ...] = ()  # attributes, keys of CALLS
-    absent: tuple[str, ...] = ()  # parameters that are None
+    scalars: tuple[tuple[str, Any], ...]  # attributes
+    functions: tuple[tuple[str, int], ...]  # attributes, keys of CALLS
+    absent: tuple[str, ...]  # parameters that are None
 
 
 class Stretch(NamedTuple):
@@ -116,8 +116,13 @@ def submodule(net: nn.Module, path: str) -> nn.Module:
 
 
 def hooked(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its class says: by hooks, or by a forward of this very module."""
     return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
     )
 
 
@@ -135,15 +140,16 @@ def scalars(module: nn.Module) -> tuple[tuple[str, Any], ...]:
 
 
 def seen(path: str, module: nn.Module, traced: bool) -> Module:
-    taken = _taken_from(module) if traced else Taken()
+    taken = _taken_from(module) if traced else None
     return Module(path, type(module), module.training, tuple(module._modules), hooked(module), taken)
 
 
-def _taken_from(module: nn.Module) -> Taken:
+def _taken_from(module: nn.Module) -> Taken | None:
     functions = {name: value for name, value in vars(module).items() if _global_function(value)}
     CALLS.update((id(function), function) for function in functions.values())
     absent = tuple(name for name, parameter in module._parameters.items() if parameter is None)
-    return Taken(scalars(module), tuple((name, id(function)) for name, function in functions.items()), absent)
+    taken = Taken(scalars(module), tuple((name, id(function)) for name, function in functions.items()), absent)
+    return taken if any(taken) else None
 
 
 def _global_function(value: Any) -> bool:
@@ -165,13 +171,16 @@ def holds(net: nn.Module, plan: Plan) -> bool:
             or hooked(module) != known.hooked
         ):
             return False
-        for name, value in known.taken.scalars:
+        taken = known.taken
+        if taken is None:
+            continue
+        for name, value in taken.scalars:
             if getattr(module, name) != value:
                 return False
-        for name, key in known.taken.functions:
+        for name, key in taken.functions:
             if getattr(module, name) is not CALLS[key]:
                 return False
-        for name in known.taken.absent:
+        for name in taken.absent:
             if getattr(module, name) is not None:
                 return False
     return True

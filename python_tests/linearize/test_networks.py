@@ -429,6 +429,20 @@ def test_layers_without_a_rule_may_write_their_input(write):
     close(lin.vjp(x), torch.autograd.grad(value, x, x)[0], 1e-12, "vjp")
 
 
+@pytest.mark.filterwarnings("ignore:.*no rule for")
+@pytest.mark.parametrize("planned_before", [False, True])
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(4, 4), nn.Sequential(nn.Tanh()), nn.TransformerEncoderLayer(4, 2, 5, batch_first=True)]
+)
+def test_a_forward_of_this_very_module_counts(layer, planned_before):
+    layer = copy.deepcopy(layer)
+    net, x = nn.Sequential(layer), torch.randn(2, 3, 4)
+    if planned_before:
+        linearize(net, x)
+    layer.forward = lambda h: 3 * h
+    close(linearize(net, x).value, 3 * x, 1e-6, "value")
+
+
 def test_value_that_does_not_depend_on_the_input():
     class Constant(nn.Module):
         def __init__(self):
