@@ -191,11 +191,11 @@ class SweptChain:
     def saved(self) -> list[tuple]:
         """What each swept step's rule would have saved."""
         found: list[tuple] = []
-        keys = iter(self.sweep.shared)
+        keys, flat = iter(self.sweep.shared), [*self.parameters, *self.sweep.constants]
         with torch.inference_mode(False), torch.enable_grad():  # kept for others than who asks first
             for i, piece in enumerate(self.pieces):
                 key = next(keys) if piece.keyed else None
-                found += piece.saved_by_rules(key, *self.chain.parameters(i, self.parameters))
+                found += piece.saved_by_rules(key, *self.chain.parameters(i, flat))
         return found
 
 

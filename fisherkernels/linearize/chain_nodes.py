@@ -20,13 +20,24 @@ from .chain_pieces import Affine, Move, Piece, Unfit, pays
 
 
 class Chain:
-    """``slots``: where each piece's parameters are among the flat list of those, -1 for None."""
+    """``slots``: where each piece's parameters are among the flat list of those, -1 for None; behind them come the
+    constants of moves, once these have been evaluated.
+    """
 
     def __init__(self, pieces: list[Piece], slots: list[tuple[int, ...]]):
         self.pieces, self.slots = pieces, slots
+        self.constants: list[Tensor] = []
 
     def parameters(self, i: int, flat: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         return tuple(flat[slot] if slot >= 0 else None for slot in self.slots[i])
+
+    def take(self, i: int, flat: list[Tensor]) -> None:
+        """Put the constants of piece i, if it is a move, at the end of the flat list."""
+        piece = self.pieces[i]
+        if isinstance(piece, Move):
+            constants = piece.give_up_constants()
+            self.slots[i] = tuple(range(len(flat), len(flat) + len(constants)))
+            flat += constants
 
     def cut(self, i: int) -> None:
         """End it before piece i.
@@ -72,12 +83,13 @@ class Chain:
 
 class ChainSweep(NamedTuple):
     """``chain``: as products take it; ``shared``: the keys, the input or outputs of the value's node, and the products'
-    parameters.
+    parameters; ``constants``: of moves.
     """
 
     value: Tensor
     chain: Chain
     shared: tuple[Tensor, ...]
+    constants: list[Tensor]
 
     def vjp(self, cotangent: Tensor) -> Tensor:
         """J^T c."""
@@ -95,9 +107,11 @@ def sweep(chain: Chain, x: Tensor, parameters: Sequence[Tensor]) -> ChainSweep:
     keyed = (piece for piece in chain.pieces if piece.keyed)
     keys = (*(x,) * chain.front, *results[: chain.keys])
     keys = tuple(key if piece.role else key.detach() for piece, key in zip(keyed, keys, strict=True))
+    constants, chain.constants = chain.constants, []
     products, chosen = chain.for_products()
-    shared = (*keys, *(parameters[slot] for slot in chosen))
-    return ChainSweep(results[-1].view_as(results[-1]), products, shared)
+    flat = [*parameters, *constants]
+    shared = (*keys, *(flat[slot] for slot in chosen))
+    return ChainSweep(results[-1].view_as(results[-1]), products, shared, constants)
 
 
 def _without_autocast(backward: Callable) -> Callable:
@@ -118,30 +132,32 @@ class _Value(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, chain, x, *parameters):
-        keys, y = [], x
+        keys, y, flat = [], x, list(parameters)
         for i, piece in enumerate(chain.pieces):
             try:
-                y, key = piece.value(y, *chain.parameters(i, parameters))
+                y, key = piece.value(y, *chain.parameters(i, flat))
             except Unfit:
                 chain.cut(i)
                 break
+            chain.take(i, flat)
             piece.shape = tuple(y.shape)
             if piece.keyed and i:
                 keys.append(key)
-        ctx.chain = chain
-        ctx.save_for_backward(x, *parameters, *keys)
+        ctx.chain, chain.constants = chain, flat[len(parameters) :]
+        ctx.count = len(flat)
+        ctx.save_for_backward(x, *flat, *keys)
         ctx.set_materialize_grads(False)
         return tuple(keys) if chain.ends_with_key else (*keys, y)
 
     @staticmethod
     @_without_autocast
     def backward(ctx, *received):
-        chain, count = ctx.chain, len(ctx.needs_input_grad) - 2
-        asked = _asked(ctx, count)
+        chain, count, inputs = ctx.chain, ctx.count, len(ctx.needs_input_grad)
+        asked = [*_asked(ctx, inputs - 2), *[False] * (count - inputs + 2)]
         x, *saved = ctx.saved_tensors
         parameters, keys = saved[:count], [*[x] * chain.front, *saved[count:]]
         if not ordinary(received):
-            return None, *again(partial(_plain_value, chain), (x, *parameters), received)
+            return None, *again(partial(_plain_value, chain), (x, *parameters), received)[: inputs - 1]
         _release(ctx)
         del saved
         of_keys = [*[None] * chain.front, *received[: chain.keys]]
@@ -158,8 +174,8 @@ class _Value(torch.autograd.Function):
                     behind.wait(i, g)
                 g = piece.pull(g, None, *given) if i or asked[0] else None
             elif isinstance(piece, Move):
-                g = None if g is None else piece.pull(g, None)
-                behind.moves.append(piece)
+                g = None if g is None else piece.pull(g, None, *given)
+                behind.moves.append((piece, given))
             else:
                 key, more = keys.pop(), of_keys.pop()
                 if g is None and more is None:
@@ -169,7 +185,7 @@ class _Value(torch.autograd.Function):
                 for j, part in enumerate(to_parameters):
                     found.add(i, j, part)
         behind.arrive(found, x)
-        return None, g if asked[0] else None, *found.gradients
+        return None, g if asked[0] else None, *found.gradients[: inputs - 2]
 
 
 class _Product(torch.autograd.Function):
@@ -216,8 +232,8 @@ class _Product(torch.autograd.Function):
                     break  # J t would be the cotangent's gradient alone
                 t = piece.push(t, given[0])
             elif isinstance(piece, Move):
-                t = piece.push(t)
-                before.moves.append(piece)
+                t = piece.push(t, *given)
+                before.moves.append((piece, given))
             else:
                 t, to_key, c, to_parameters = piece.push(t, kept.pop(), keys[len(to_keys)], *given)
                 to_keys.append(to_key)
@@ -254,7 +270,7 @@ class _Waiting:
     def __init__(self):
         self.index: int | None = None
         self.factor: Tensor | None = None
-        self.moves: list[Move] = []
+        self.moves: list[tuple[Move, tuple]] = []
 
     def wait(self, index: int, factor: Tensor) -> None:
         self.index, self.factor, self.moves = index, factor, []
@@ -271,8 +287,8 @@ class _Behind(_Waiting):
 
     def arrive(self, found: _Found, x: Tensor | None) -> None:
         if self.index is not None:
-            for move in reversed(self.moves):
-                x = move.push(x)
+            for move, constants in reversed(self.moves):
+                x = move.push(x, *constants)
             self.finish(found, x, self.factor)
         self.moves = []
 
@@ -282,8 +298,8 @@ class _Before(_Waiting):
 
     def arrive(self, found: _Found, c: Tensor) -> None:
         if self.index is not None:
-            for move in reversed(self.moves):
-                c = move.pull(c, None)
+            for move, constants in reversed(self.moves):
+                c = move.pull(c, None, *constants)
             self.finish(found, self.factor, c)
         self.moves = []
 

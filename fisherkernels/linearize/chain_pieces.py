@@ -115,28 +115,46 @@ class Affine(Piece):
 
 
 class Move(Piece):
-    """What is linear, once a mask is drawn or maxima are picked, and has no parameters."""
+    """What is linear, once a mask is drawn or maxima are picked: its ``constants``, which are saved by the nodes and
+    counted with the parameters.
+    """
 
     def __init__(self, rule: str, args: tuple, kwargs: dict):
         self.rule, self.args, self.kwargs = RULES[rule], args, kwargs
         self.draws = rule.startswith("dropout")
-        self.saved: tuple = ()
+        self.saved: tuple = ()  # by the rule, None for tensors
+        self.constants: list[Tensor] = []
 
     def value(self, x: Tensor):
-        y, self.saved = self.rule.forward(x, *self.args, **self.kwargs)
+        y, saved = self.rule.forward(x, *self.args, **self.kwargs)
+        self.constants = [part for part in saved if isinstance(part, Tensor)]
+        self.saved = tuple(None if isinstance(part, Tensor) else part for part in saved)
+        self.places = [i for i, part in enumerate(saved) if isinstance(part, Tensor)]
         return y, None
 
-    def plain(self, x: Tensor):
-        return self.push(x), None
+    def give_up_constants(self) -> list[Tensor]:
+        given, self.constants = self.constants, []
+        return given
 
-    def pull(self, c: Tensor, key: None) -> Tensor:
-        return self.rule.vjp(self.saved, c, False, (True,))[0]
+    def plain(self, x: Tensor, *constants: Tensor):
+        return self.push(x, *constants), None
 
-    def push(self, t: Tensor) -> Tensor:
-        return self.rule.jvp(self.saved, (t,), False)
+    def pull(self, c: Tensor, key: None, *constants: Tensor) -> Tensor:
+        return self.rule.vjp(self._saved(constants), c, False, (True,))[0]
 
-    def saved_by_rules(self, key: None) -> list[tuple]:
-        return [self.saved]
+    def push(self, t: Tensor, *constants: Tensor) -> Tensor:
+        return self.rule.jvp(self._saved(constants), (t,), False)
+
+    def saved_by_rules(self, key: None, *constants: Tensor) -> list[tuple]:
+        return [self._saved(constants)]
+
+    def _saved(self, constants: Sequence[Tensor]) -> tuple:
+        if not constants:
+            return self.saved
+        saved = list(self.saved)
+        for i, constant in zip(self.places, constants, strict=True):
+            saved[i] = constant
+        return tuple(saved)
 
 
 class Activation(Piece):

@@ -1,10 +1,9 @@
 """Stretches of a plan that are multi-layer perceptrons, whose sweeps the native CPU library has as one operator each.
 
 A stretch is Linear, activation, Linear, ... with dropout behind any activation, where nothing else looks at what is
-between. On a CPU, in eager mode and in
-graphs of torch.compile, its value and its vector-Jacobian products are then `fk.ops.mlp_sweep`'s: fewer operations, and
-in eager mode one buffer for the weights' gradients of both sweeps. Everywhere else, and for tangents and stacks, its
-steps run one by one.
+between. On a CPU, in eager mode and in graphs of torch.compile, its value and its vector-Jacobian products are then
+`fk.ops.mlp_sweep`'s: fewer operations, and in eager mode one buffer for the weights' gradients of both sweeps.
+Everywhere else, for tangents and stacks, and where there is little to be done, its steps run one by one.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from .pace import sweeps_outrun_torch
 from .plan import Step, Stretch, draws, uses_of
 
 _LARGEST, _MANY = 1 << 19, 256  # elements of a weight, samples: where both are larger, torch's products may be faster
+LEAST_WORK = 1 << 21  # multiplications of an eager pass: with less, torch's single steps are faster
 
 # What an activation's rule takes behind its input; but for a slope, the kernels know these values alone.
 _CONSTANTS: dict[str, dict[str, Any]] = {
@@ -32,7 +32,6 @@ _CONSTANTS: dict[str, dict[str, Any]] = {
     "softplus": {"beta": 1.0, "threshold": 20.0},
     "gelu": {"approximate": "none"},
 }
-
 
 _ACTIVE = {*SWEEP_ACTIVATIONS}
 _BEHIND = {"linear": _ACTIVE, **dict.fromkeys(_ACTIVE, {"linear", "dropout"}), "dropout": {"linear"}}
@@ -105,7 +104,9 @@ def pieces_of(parts: list[tuple], rules: tuple[str, ...], x: Tensor) -> list[tup
             end -= 1
         if end > begin and rules[end - 1] in NOT_LAST:
             end -= 1
-        if _weights(rules[begin:end]) > 1:
+        weights = [part[0] for rule, part in zip(rules[begin:end], parts[begin:end], strict=True) if rule == "linear"]
+        work = math.prod(x.shape[:-1]) * sum(weight.numel() for weight in weights)
+        if len(weights) > 1 and (torch.compiler.is_compiling() or work >= LEAST_WORK):
             found.append((begin, end))
         begin = i + 1
     return found
@@ -114,18 +115,17 @@ def pieces_of(parts: list[tuple], rules: tuple[str, ...], x: Tensor) -> list[tup
 def _is_swept(rule: str, part: tuple, limit: float) -> bool:
     if rule == "linear":
         return part[0].numel() <= limit
-    return 0 <= part[0] < 1 if rule == "dropout" else has_kernel(rule, part)
+    if rule == "dropout":
+        return isinstance(part[0], (int, float)) and 0 <= part[0] < 1
+    return has_kernel(rule, part)
 
 
 class RowSweep(NamedTuple):
     """The sweep of [..., h] as rows [M, h]."""
 
+    value: Tensor
     rows: MLPSweep
     front: tuple[int, ...]  # whose product M is
-
-    @property
-    def value(self) -> Tensor:
-        return self.shaped(self.rows.value)
 
     @property
     def shared(self) -> tuple[Tensor, ...]:
@@ -135,11 +135,12 @@ class RowSweep(NamedTuple):
         """J^T c."""
         if len(self.front) == 1:
             return self.rows.vjp(cotangent)
-        return self.shaped(self.rows.vjp(cotangent.reshape(self.rows.value.shape)))
+        return _shaped(self.rows.vjp(cotangent.reshape(self.rows.value.shape)), self.front)
 
-    def shaped(self, rows: Tensor) -> Tensor:
-        """[..., h] of rows [M, h]."""
-        return rows if len(self.front) == 1 else rows.unflatten(0, self.front)
+
+def _shaped(rows: Tensor, front: tuple[int, ...]) -> Tensor:
+    """[..., h] of rows [M, h]."""
+    return rows if len(front) == 1 else rows.unflatten(0, front)
 
 
 class SweptPerceptron(NamedTuple):
@@ -160,8 +161,9 @@ class SweptPerceptron(NamedTuple):
     def saved(self) -> list[tuple]:
         """What each step's rule would have saved."""
         found: list[tuple] = []
-        rows, shaped = self.sweep.rows, self.sweep.shaped
-        hidden, masks, scales = map(shaped, rows.hidden), map(shaped, rows.masks), iter(rows.constants.scales)
+        rows, front = self.sweep.rows, self.sweep.front
+        hidden, masks = (iter([_shaped(t, front) for t in group]) for group in (rows.hidden, rows.masks))
+        scales = iter(rows.constants.scales)
         with torch.inference_mode(False), torch.enable_grad():  # kept for others than who asks first
             for rule, part in zip(self.rules, self.parts, strict=True):
                 if rule == "linear":
@@ -195,8 +197,8 @@ def sweep_of(parts: list[tuple], rules: tuple[str, ...], x: Tensor) -> SweptPerc
         return None
     weights, biases = zip(*layers, strict=True)
     rows = x if x.dim() == 2 else x.flatten(0, -2)
-    sweep = RowSweep(unchecked_sweep(rows, weights, biases, kinds, slopes, dropout), tuple(x.shape[:-1]))
-    return SweptPerceptron(sweep, rules, parts)
+    sweep, front = unchecked_sweep(rows, weights, biases, kinds, slopes, dropout), tuple(x.shape[:-1])
+    return SweptPerceptron(RowSweep(_shaped(sweep.value, front), sweep, front), rules, parts)
 
 
 def _fit(x: Tensor, layers: list[tuple[Tensor, Tensor | None]]) -> bool:

@@ -56,7 +56,7 @@ class Stretch(NamedTuple):
     """Steps that can be one sweep: of a perceptron, see perceptron.py, or of a chain, see chain.py."""
 
     steps: tuple[int, ...]
-    between: tuple[int, ...]  # others on the way, of no value in it: attributes that are read
+    between: tuple[int, ...]  # others on the way, of no value in it: parameters that are read or computed
 
 
 class Plan(NamedTuple):

@@ -1,6 +1,7 @@
 """Chains that are swept as one, held against their steps run one by one."""
 
 import copy
+import gc
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
@@ -550,6 +551,28 @@ def test_what_was_used_is_given_up():
     product.sum().backward()
     with pytest.raises(RuntimeError, match="freed"):
         node.saved_tensors  # noqa: B018
+
+
+def maxima():
+    """What max pooling picked, in tensors that are alive."""
+    gc.collect()
+    tensors = [t for t in gc.get_objects() if type(t) is torch.Tensor]
+    return [t for t in tensors if t.dtype == torch.int64 and t.dim() == 4]
+
+
+@swept_run
+def test_masks_and_maxima_are_saved_by_the_nodes():
+    """So that hooks see them, and a loss that is kept does not keep them."""
+    net, x = make("picked")
+    held, packed = maxima(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t.dtype) or t, lambda t: t):
+        lin = linearized(net, x)
+        assert swept(lin) == 1
+        loss = scalar_of([lin.value, lin.vjp(lin.value.sin())])
+    assert torch.int64 in packed and len(maxima()) > len(held)
+    del lin
+    loss.backward()
+    assert len(maxima()) == len(held)
 
 
 def under(context):

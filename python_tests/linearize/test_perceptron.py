@@ -27,6 +27,11 @@ def linearize(*args, **options):
 sweeps_run = pytest.mark.skipif(not ops.backends()["cpu"].active, reason="sweeps need the native cpu library")
 
 
+@pytest.fixture(autouse=True)
+def however_small(monkeypatch):
+    monkeypatch.setattr(perceptron, "LEAST_WORK", 0)
+
+
 class Functional(nn.Module):
     """Functional forms of everything, a bias of None, keywords, a slope; attributes are read between the layers."""
 
@@ -392,6 +397,14 @@ def test_up_to_a_size(monkeypatch):
     assert [(first, last) for last, (first, _) in lin._record.sweeps.items()] == [(0, 3)]  # up to the activation before
     monkeypatch.setattr(perceptron, "_LARGEST", 34)  # the second one has 35
     assert swept(linearize(net, x)) == 0
+
+
+@sweeps_run
+def test_little_work_is_left_to_single_steps(monkeypatch):
+    net = nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 64))  # 2^14 multiplications a sample
+    monkeypatch.undo()
+    sizes = (1, 127), (128,), (2, 64), (2, 32)
+    assert [swept(linearize(net, torch.randn(*size, 64))) for size in sizes] == [0, 1, 1, 0]
 
 
 def products_of(lin, cotangent, stack, tangent):
