@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dis
 import inspect
 import operator
 import warnings
@@ -46,6 +47,8 @@ _STATIC_FUNCTIONS |= {
 }
 _STATIC_FUNCTIONS |= {operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne}
 _IN_PLACE_OPERATORS = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
+_IN_PLACE_OPERATORS |= {operator.ifloordiv, operator.imod, operator.ipow}
+_IN_PLACE_OPERATORS |= {operator.iand, operator.ior, operator.ixor, operator.ilshift, operator.irshift}
 # What may share memory with the first operand, by the names of methods, functions and rules of modules.
 _VIEWS = {"view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "ravel", "squeeze", "unsqueeze", "select"}
 _VIEWS |= {"t", "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "adjoint", "expand", "expand_as"}
@@ -72,12 +75,27 @@ class _Untraceable(Exception):
     """The graph does not describe the forward: a reason to hand the whole module to torch.func."""
 
 
+class _Proxy(fx.Proxy):
+    """Records ``h += 1`` as what it is, where fx would record ``h = h + 1``."""
+
+
+def _augmented(operation: Callable[..., Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    return lambda self, other: self.tracer.create_proxy("call_function", operation, (self, other), {})
+
+
+for _operation in _IN_PLACE_OPERATORS:
+    setattr(_Proxy, f"__{_operation.__name__}__", _augmented(_operation))
+
+
 class _Tracer(fx.Tracer):
     """Leaves: modules with a rule, torch.nn's own without one or a decomposition, hooked ones, and what cannot be
     traced by itself.
     """
 
     proxy_buffer_attributes = True  # what is computed of buffers is computed anew at every call
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
         if type(module) in MODULES or hooked(module):
@@ -123,6 +141,8 @@ def _graph(module: nn.Module) -> fx.Graph:
     for node in graph.nodes:
         if node.op == "get_attr" and id(_attribute(module, node.target)) not in held:
             raise _Untraceable  # a tensor made while tracing: perhaps a random one, to be drawn anew at each call
+        if node.op == "call_module" and _may_be_none(module, node) and _looks_for_none(module):
+            raise _Untraceable  # a traced result is never None
         for changed in _written(node, module):
             known = _sharing(changed, node, module)
             if any(other.op == "get_attr" for other in known):
@@ -131,6 +151,18 @@ def _graph(module: nn.Module) -> fx.Graph:
             if any(order[reader] > order[node] for reader in readers):
                 raise _Untraceable  # the changed operand is read again afterwards, by some name
     return graph
+
+
+def _may_be_none(root: nn.Module, node: fx.Node) -> bool:
+    """Whether it calls a user's own module that has no rule and is not traced, and may give anything."""
+    module = root.get_submodule(node.target)
+    return type(module).__module__.partition(".")[0] != "torch" and _layer_rule(module) == FALLBACK
+
+
+def _looks_for_none(module: nn.Module) -> bool:
+    """Whether its forward asks something for None."""
+    code = getattr(type(module).forward, "__code__", None)
+    return code is None or any("NONE" in part.opname or part.opname == "IS_OP" for part in dis.get_instructions(code))
 
 
 @contextlib.contextmanager

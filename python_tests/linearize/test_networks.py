@@ -443,6 +443,52 @@ def test_a_forward_of_this_very_module_counts(layer, planned_before):
     close(linearize(net, x).value, 3 * x, 1e-6, "value")
 
 
+class Attending(nn.MultiheadAttention):
+    """Without a rule."""
+
+
+class AsksForNone(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = Attending(4, 2, batch_first=True)
+
+    def forward(self, x):
+        value, weights = self.attention(x, x, x, need_weights=False)
+        return value if weights is None else 0 * value
+
+
+@pytest.mark.filterwarnings("ignore:.*no rule for")
+def test_what_may_be_none_is_asked_for_none():
+    net, x = AsksForNone(), torch.randn(2, 3, 4)
+    for module in (net, nn.Sequential(nn.Linear(4, 4), net)):
+        close(linearize(module, x).value, module(x), 1e-6, "value")
+
+
+class Augmented(nn.Module):
+    """Another name for what is changed; numbers that are changed are no tensors."""
+
+    def __init__(self, kept):
+        super().__init__()
+        self.kept = kept
+
+    def forward(self, x):
+        h = x * 1.0
+        y = h if self.kept else h.sin()
+        h += 1
+        h **= 2
+        n = x.shape[0]
+        n += 1
+        return (h + y) / n
+
+
+@pytest.mark.filterwarnings("ignore:.*no rule for")
+@pytest.mark.parametrize("kept", [True, False])
+def test_augmented_assignments_write(kept):
+    net, x = Augmented(kept), torch.randn(3, 4, dtype=torch.float64)
+    check(net, x.shape, fallback=kept)
+    close(linearize(net, x).value, net(x), 1e-14, "value")
+
+
 def test_value_that_does_not_depend_on_the_input():
     class Constant(nn.Module):
         def __init__(self):

@@ -149,6 +149,6 @@ RULES = {
     "sin": Sin(),
     "cos": Cos(),
 }
-FUNCTIONS = {**{getattr(torch, name): name for name in RULES}, operator.pow: "pow"}
+FUNCTIONS = {**{getattr(torch, name): name for name in RULES}, operator.pow: "pow", operator.ipow: "pow"}
 METHODS = {name: name for name in RULES}
 MODULES: dict = {}
