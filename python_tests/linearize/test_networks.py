@@ -473,9 +473,9 @@ class Augmented(nn.Module):
 
     def forward(self, x):
         h = x * 1.0
-        y = h if self.kept else h.sin()
+        y = h if self.kept else h + x
         h += 1
-        h **= 2
+        h *= 2
         n = x.shape[0]
         n += 1
         return (h + y) / n
