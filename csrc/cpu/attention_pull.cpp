@@ -27,6 +27,8 @@ struct Rows {
   T* b;  // the tangent of the scores
   T* w;  // c t_vᵀ
   T* tangent;
+  T* dropped;     // p m, with dropout of the weights; else p
+  const T* kept;  // m, rows of S; or null
 
   int64_t seen(int64_t row) const { return causal ? std::min(keys, first_limit + row) : keys; }
 };
@@ -134,6 +136,49 @@ FK_INLINE void backward_of(const Rows<T>& rows, int64_t begin, int64_t end) {
   }
 }
 
+// dropped = p m, a = a m, w = w m.
+template <int kBytes, typename T>
+FK_INLINE void drop_of(const Rows<T>& rows, int64_t begin, int64_t end) {
+  using V = Vector<T, kBytes>;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t at = i * rows.stride;
+    for (int64_t j = 0; j < rows.columns; j += lane_count<V>) {
+      V kept, x;
+      load_row(kept, rows.kept + i * rows.keys, std::min(j, rows.keys), rows.keys, T(0));
+      load_vector(x, rows.p + at + j);
+      x *= kept;
+      store_vector(rows.dropped + at + j, x);
+      load_vector(x, rows.a + at + j);
+      x *= kept;
+      store_vector(rows.a + at + j, x);
+      if (rows.w == nullptr) continue;
+      load_vector(x, rows.w + at + j);
+      x *= kept;
+      store_vector(rows.w + at + j, x);
+    }
+  }
+}
+
+// tangent = tangent m.
+template <int kBytes, typename T>
+FK_INLINE void drop_tangent_of(const Rows<T>& rows, int64_t begin, int64_t end) {
+  using V = Vector<T, kBytes>;
+  for (int64_t i = begin; i < end; ++i) {
+    T* tangent = rows.tangent + i * rows.stride;
+    for (int64_t j = 0; j < rows.columns; j += lane_count<V>) {
+      V kept, x;
+      load_row(kept, rows.kept + i * rows.keys, std::min(j, rows.keys), rows.keys, T(0));
+      load_vector(x, tangent + j);
+      x *= kept;
+      store_vector(tangent + j, x);
+    }
+  }
+}
+
+FK_WIDTHS(drop, Rows<float>)
+FK_WIDTHS(drop, Rows<double>)
+FK_WIDTHS(drop_tangent, Rows<float>)
+FK_WIDTHS(drop_tangent, Rows<double>)
 FK_WIDTHS(softmax, Rows<float>)
 FK_WIDTHS(softmax, Rows<double>)
 FK_WIDTHS(product, Rows<float>)
@@ -241,28 +286,32 @@ template <typename T>
 struct Attention {
   Held<T> query, scaled, key, key_t, value_t, cotangent;
   Rows<T> rows;
+  const T* kept;
 
-  Attention(Shelf<T>& shelf, const Shape& n, const T* q, const T* k, const T* v, const T* c, double scale,
-            bool causal, int matrices)
+  // `matrices`: p, a, b, w, tangent, in this order.
+  Attention(Shelf<T>& shelf, const Shape& n, const T* q, const T* k, const T* v, const T* c, const T* kept,
+            double scale, bool causal, int matrices)
       : query(shelf.copy(q, n.queries, n.width)),
         scaled(shelf.copy(q, n.queries, n.width)),
         key(shelf.copy(k, n.keys, n.width)),
         key_t(shelf.transpose(k, n.keys, n.width)),
         value_t(shelf.transpose(v, n.keys, n.value_width)),
-        cotangent(shelf.copy(c, n.queries, n.value_width)) {
+        cotangent(shelf.copy(c, n.queries, n.value_width)),
+        kept(kept) {
     T* each[5] = {};
     for (int m = 0; m < matrices; ++m) each[m] = shelf.empty(n.block(), n.keys).data;
-    rows = {stride_of(n.keys),
-            whole_vectors(n.keys),
-            n.keys,
-            0,
-            causal,
-            static_cast<T>(scale),
-            each[0],
-            each[1],
-            each[2],
-            each[3],
-            each[4]};
+    rows = {};
+    rows.stride = stride_of(n.keys);
+    rows.columns = whole_vectors(n.keys);
+    rows.keys = n.keys;
+    rows.causal = causal;
+    rows.scale = static_cast<T>(scale);
+    rows.p = each[0];
+    rows.a = each[1];
+    rows.b = each[2];
+    rows.w = each[3];
+    rows.tangent = each[4];
+    rows.dropped = kept ? shelf.empty(n.block(), n.keys).data : rows.p;
     scale_rows(scaled, rows.scale);
   }
 
@@ -272,7 +321,7 @@ struct Attention {
                  {n.width, n.keys},
                  {n.value_width, n.keys},
                  {n.queries, n.value_width},
-                 {matrices * n.block(), n.keys}});
+                 {(matrices + 1) * n.block(), n.keys}});
   }
 
   // f(first, count) for some queries at a time, with their P and c vᵀ.
@@ -281,6 +330,7 @@ struct Attention {
     for (int64_t first = 0; first < query.rows; first += kQueries) {
       const int64_t count = std::min(kQueries, query.rows - first);
       rows.first_limit = first + 1;
+      rows.kept = kept ? kept + first * rows.keys : nullptr;
       times(scaled, first, count, key_t, rows.p, rows.stride, false);
       softmax(rows, 0, count);
       times(cotangent, first, count, value_t, rows.a, rows.stride, false);
@@ -298,18 +348,22 @@ void into(const Held<T>& out, int64_t first, int64_t count, const Held<T>& left,
   times(left, 0, count, right, out.data + first * out.stride, out.stride, add);
 }
 
-// The cotangents of query, key and value; all [N, L or S, width], contiguous.
+// The cotangents of query, key and value; all [N, L or S, width]. kept [N, L, S]: what dropout multiplies the
+// weights with, if there is any.
 std::tuple<Tensor, Tensor, Tensor> attention_pull(const Tensor& cotangent_in, const Tensor& query_in,
-                                                  const Tensor& key_in, const Tensor& value_in, double scale,
+                                                  const Tensor& key_in, const Tensor& value_in,
+                                                  const std::optional<Tensor>& kept_in, double scale,
                                                   bool causal) {
   const Tensor cotangent = as_contiguous(cotangent_in), query = as_contiguous(query_in),
                key = as_contiguous(key_in), value = as_contiguous(value_in);
+  const std::optional<Tensor> mask = as_contiguous(kept_in);
   const Shape n(query, value);
   const Tensor to_query = new_output(query, query.sizes()), to_key = new_output(key, key.sizes()),
                to_value = new_output(value, value.sizes());
   dispatch_full_precision(query, "attention_pull", [&](auto element) {
     using T = decltype(element);
     const T *c = pointer<T>(cotangent), *q = pointer<T>(query), *k = pointer<T>(key), *v = pointer<T>(value);
+    const T* kept = pointer<T>(mask);
     T *gq = output_pointer<T>(to_query), *gk = output_pointer<T>(to_key), *gv = output_pointer<T>(to_value);
     const int64_t memory = Attention<T>::room_for(n, 2) +
                            room({{n.queries, n.width}, {n.keys, n.width}, {n.keys, n.value_width}});
@@ -319,12 +373,14 @@ std::tuple<Tensor, Tensor, Tensor> attention_pull(const Tensor& cotangent_in, co
       const Scratch<T> scratch(memory);
       for (int64_t i = begin; i < end; ++i) {
         Shelf<T> shelf(scratch.data());
-        Attention<T> at(shelf, n, q + i * of_q, k + i * of_k, v + i * of_v, c + i * of_c, scale, causal, 2);
+        Attention<T> at(shelf, n, q + i * of_q, k + i * of_k, v + i * of_v, c + i * of_c,
+                        kept ? kept + i * n.queries * n.keys : nullptr, scale, causal, 2);
         const Held<T> sum_q = shelf.empty(n.queries, n.width), sum_k = shelf.copy(nullptr, n.keys, n.width),
                       sum_v = shelf.copy(nullptr, n.keys, n.value_width);
         at.for_queries([&](int64_t first, int64_t count) {
           const Rows<T>& rows = at.rows;
-          transposed_times(rows.p, rows.stride, count, at.cotangent, first, sum_v);
+          if (rows.kept) drop(rows, 0, count);
+          transposed_times(rows.dropped, rows.stride, count, at.cotangent, first, sum_v);
           product(rows, 0, count);
           into(sum_q, first, count, at.scores(rows.a, count), at.key, false);
           transposed_times(rows.a, rows.stride, count, at.query, first, sum_k);
@@ -343,12 +399,14 @@ std::tuple<Tensor, Tensor, Tensor> attention_pull(const Tensor& cotangent_in, co
 std::tuple<Tensor, Tensor, Tensor, Tensor> attention_pull_backward(
     const std::optional<Tensor>& tangent_query, const std::optional<Tensor>& tangent_key,
     const std::optional<Tensor>& tangent_value, const Tensor& cotangent_in, const Tensor& query_in,
-    const Tensor& key_in, const Tensor& value_in, double scale, bool causal) {
+    const Tensor& key_in, const Tensor& value_in, const std::optional<Tensor>& kept_in, double scale,
+    bool causal) {
   const Tensor cotangent = as_contiguous(cotangent_in), query = as_contiguous(query_in),
                key = as_contiguous(key_in), value = as_contiguous(value_in);
   const std::optional<Tensor> along_query = as_contiguous(tangent_query),
                               along_key = as_contiguous(tangent_key),
                               along_value = as_contiguous(tangent_value);
+  const std::optional<Tensor> mask = as_contiguous(kept_in);
   const Shape n(query, value);
   const Tensor to_cotangent = new_output(cotangent, cotangent.sizes()),
                to_query = new_output(query, query.sizes()), to_key = new_output(key, key.sizes()),
@@ -356,6 +414,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_pull_backward(
   dispatch_full_precision(query, "attention_pull_backward", [&](auto element) {
     using T = decltype(element);
     const T *c = pointer<T>(cotangent), *q = pointer<T>(query), *k = pointer<T>(key), *v = pointer<T>(value);
+    const T* kept = pointer<T>(mask);
     const T *tq = pointer<T>(along_query), *tk = pointer<T>(along_key), *tv = pointer<T>(along_value);
     T *gc = output_pointer<T>(to_cotangent), *gq = output_pointer<T>(to_query),
       *gk = output_pointer<T>(to_key), *gv = output_pointer<T>(to_value);
@@ -372,7 +431,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_pull_backward(
       const Scratch<T> scratch(memory);
       for (int64_t i = begin; i < end; ++i) {
         Shelf<T> shelf(scratch.data());
-        Attention<T> at(shelf, n, q + i * of_q, k + i * of_k, v + i * of_v, c + i * of_c, scale, causal, 5);
+        Attention<T> at(shelf, n, q + i * of_q, k + i * of_k, v + i * of_v, c + i * of_c,
+                        kept ? kept + i * n.queries * n.keys : nullptr, scale, causal, 5);
         const Held<T> values = shelf.copy(v + i * of_v, n.keys, n.value_width),
                       t_query = shelf.copy(from(tq, i * of_q), n.queries, n.width),
                       t_scaled = shelf.copy(from(tq, i * of_q), n.queries, n.width),
@@ -389,8 +449,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_pull_backward(
           times(t_scaled, first, count, at.key_t, rows.b, rows.stride, false);
           times(at.scaled, first, count, t_key_t, rows.b, rows.stride, true);
           times(at.cotangent, first, count, t_value_t, rows.w, rows.stride, false);
+          if (rows.kept) drop(rows, 0, count);
           backward(rows, 0, count);
-          const Held<T> p = at.scores(rows.p, count), tangent = at.scores(rows.tangent, count),
+          if (rows.kept) drop_tangent(rows, 0, count);
+          const Held<T> p = at.scores(rows.dropped, count), tangent = at.scores(rows.tangent, count),
                         pulled = at.scores(rows.a, count), bent = at.scores(rows.b, count);
           into(sum_c, first, count, tangent, values, false);
           into(sum_c, first, count, p, t_value, true);

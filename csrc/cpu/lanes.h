@@ -89,6 +89,14 @@ FK_INLINE void store_vector(BFloat16* to, const V& from) {
 template <typename V>
 constexpr int64_t lane_count = sizeof(V) / sizeof(V{}[0]);
 
+// Element j on of a row of n; `fill` where it has no more.
+template <typename V, typename T>
+FK_INLINE void load_row(V& to, const T* row, int64_t j, int64_t n, T fill) {
+  if (j + lane_count<V> <= n) return load_vector(to, row + j);
+  to = V{} + fill;
+  std::memcpy(&to, row + j, static_cast<size_t>(n - j) * sizeof(T));
+}
+
 template <typename V>
 FK_INLINE auto sum_of(const V& v) {
   auto sum = v[0];

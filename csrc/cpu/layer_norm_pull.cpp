@@ -17,14 +17,6 @@ struct NormRows {
   T *to_cotangent, *to_weight;
 };
 
-// Element j on of a row of n; `fill` where it has no more.
-template <typename V, typename T>
-FK_INLINE void load_row(V& to, const T* row, int64_t j, int64_t n, T fill) {
-  if (j + lane_count<V> <= n) return load_vector(to, row + j);
-  to = V{} + fill;
-  std::memcpy(&to, row + j, static_cast<size_t>(n - j) * sizeof(T));
-}
-
 template <typename V, typename T>
 FK_INLINE void store_row(T* row, int64_t j, int64_t n, const V& from) {
   std::memcpy(row + j, &from, static_cast<size_t>(std::min(lane_count<V>, n - j)) * sizeof(T));

@@ -203,3 +203,19 @@ def test_products_by_kernels(net, node):
     (tangent,) = torch.func.vjp(lambda x: linearize(net, x).vjp(c), x)[1](c)
     assert node not in nodes_of(torch.func.vjp(lambda x: linearize(net, x).vjp(c), x)[0])
     close(torch.autograd.grad(linearize(net, x).vjp(c), x, c)[0], tangent, 1e-5, "its derivative")
+
+
+@pytest.mark.skipif(not ops.backends()["cpu"].active, reason="kernels need the native cpu library")
+def test_attention_with_dropout_by_the_kernel():
+    net = Function(lambda m, x: F.scaled_dot_product_attention(x, 2 * x, x.sin(), dropout_p=0.4))
+    x = torch.randn(2, 5, 4, dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(SEED)
+    lin = linearize(net, x)
+    torch.manual_seed(SEED)
+    value = net(x)
+    expected = torch.autograd.grad(value, x, value.cos(), create_graph=True)[0]
+    product = lin.vjp(value.cos())
+    assert "AttentionPullBackward" in nodes_of(product)
+    close(product, expected, 1e-12, "product")
+    results = (torch.autograd.grad(t.sin().sum(), x, retain_graph=True)[0] for t in (product, expected))
+    close(*results, 1e-12, "gradient")

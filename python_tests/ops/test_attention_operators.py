@@ -30,49 +30,61 @@ def make_arguments(random_tensor, sizes, dtype=torch.float64, device="cpu", layo
     return [random_tensor((count, *shape), dtype, device, layout) for shape in shapes]
 
 
+def kept_of(query, key, dropped):
+    """What dropout multiplies the weights with; some queries lose all."""
+    if not dropped:
+        return None
+    generator = torch.Generator().manual_seed(3)
+    sizes = *query.shape[:-1], key.shape[-2]
+    return (torch.rand(sizes, generator=generator) > 0.4).to(query) / 0.6
+
+
 def scale_of(query):
     return 1.5 / math.sqrt(query.shape[-1])
 
 
-def oracle(causal, cotangent, query, key, value):
+def oracle(causal, cotangent, query, key, value, dropped=False):
     """What autograd gives for attention in primitive operations."""
     inputs = [t if t.requires_grad else t.detach().requires_grad_() for t in (query, key, value)]
     scores = scale_of(query) * (inputs[0] @ inputs[1].mT)
     if causal:
         later = torch.arange(key.shape[-2]) > torch.arange(query.shape[-2])[:, None]
         scores = scores.masked_fill(later.to(scores.device), -torch.inf)
-    output = torch.softmax(scores, -1) @ inputs[2]
+    weights, kept = torch.softmax(scores, -1), kept_of(query, key, dropped)
+    output = (weights if kept is None else weights * kept) @ inputs[2]
     return torch.autograd.grad(output, inputs, cotangent, create_graph=True)
 
 
-def called(causal, cotangent, query, key, value):
-    return attention_pull(cotangent, query, key, value, scale_of(query), causal)
+def called(causal, cotangent, query, key, value, dropped=False):
+    return attention_pull(cotangent, query, key, value, kept_of(query, key, dropped), scale_of(query), causal)
 
 
 @given(
     sizes=st.sampled_from(SIZES),
     causal=st.booleans(),
+    dropped=st.booleans(),
     used=st.lists(st.integers(0, 2), min_size=1, unique=True),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     layout=st.sampled_from(["contiguous", "strided", "transposed"]),
 )
-def test_values_and_gradients(device, random_tensor, check_against, sizes, causal, used, dtype, layout):
+def test_values_and_gradients(device, random_tensor, check_against, sizes, causal, dropped, used, dtype, layout):
     """The loss uses all or some of the three."""
     args = make_arguments(random_tensor, sizes, dtype, device, layout)
     assume(sizes[2] > 1 and (sizes[1] > 1 or not causal))  # else all of the weight is on one key: nothing but rounding
     differentiable = [0, 1, 2] if used == [2] else None
 
     def part(function):
-        return lambda *a: tuple(function(causal, *a)[i] for i in used)
+        return lambda *a: tuple(function(causal, *a, dropped)[i] for i in used)
 
     check_against(part(called), part(oracle), args, differentiable)
 
 
 @every_causal
-def test_gradcheck(device, random_tensor, causal):
+@pytest.mark.parametrize("dropped", [False, True])
+def test_gradcheck(device, random_tensor, causal, dropped):
     args = [t.requires_grad_() for t in make_arguments(random_tensor, (2, 3, 4, 2, 3), device=device)]
-    assert torch.autograd.gradcheck(lambda *a: called(causal, *a), args)
-    assert torch.autograd.gradgradcheck(lambda *a: called(causal, *a), args)
+    assert torch.autograd.gradcheck(lambda *a: called(causal, *a, dropped), args)
+    assert torch.autograd.gradgradcheck(lambda *a: called(causal, *a, dropped), args)
 
 
 @pytest.mark.parametrize("front", [(), (2,), (2, 3), (2, 1, 2)])
@@ -133,13 +145,13 @@ def test_some_need_gradients(device, random_tensor, needed):
         torch.testing.assert_close(result, expected)
 
 
-def raw_calls(args, causal):
-    scale = scale_of(args[1])
-    yield "attention_pull", (*args, scale, causal)
+def raw_calls(args, causal, dropped=False):
+    rest = kept_of(*args[1:3], dropped), scale_of(args[1]), causal
+    yield "attention_pull", (*args, *rest)
     tangents = [t.sin() for t in args[1:]]
     for absent in (None, 0, 1, 2):
         given = [None if i == absent else t for i, t in enumerate(tangents)]
-        yield "attention_pull_backward", (*given, *args, scale, causal)
+        yield "attention_pull_backward", (*given, *args, *rest)
 
 
 @every_causal
@@ -147,7 +159,8 @@ def test_kernels_agree_with_twins(random_tensor, causal):
     if not ops.backends()["cpu"].active:
         pytest.skip("no native cpu library")
     for sizes in SIZES:
-        for name, args in raw_calls(make_arguments(random_tensor, sizes), causal):
+        arguments = make_arguments(random_tensor, sizes)
+        for name, args in (*raw_calls(arguments, causal), *raw_calls(arguments, causal, True)):
             results = getattr(opset, name)(*args)
             with ops.use_twins():
                 expected = getattr(opset, name)(*args)
@@ -156,15 +169,15 @@ def test_kernels_agree_with_twins(random_tensor, causal):
 
 @every_causal
 def test_opcheck(device, random_tensor, causal):
-    for name, args in raw_calls(make_arguments(random_tensor, (2, 3, 4, 2, 3), device=device), causal):
+    for name, args in raw_calls(make_arguments(random_tensor, (2, 3, 4, 2, 3), device=device), causal, causal):
         torch.library.opcheck(getattr(opset, name).default, args)
 
 
 def test_not_differentiable_by_themselves(device, random_tensor):
     for name, args in raw_calls(make_arguments(random_tensor, (2, 3, 4, 2, 3), device=device), False):
-        leaf = args[-5].detach().requires_grad_()
+        leaf = args[-6].detach().requires_grad_()
         with pytest.raises(RuntimeError, match=f"{name} has no derivative of its own: fisherkernels.linearize"):
-            getattr(opset, name)(*args[:-5], leaf, *args[-4:])
+            getattr(opset, name)(*args[:-6], leaf, *args[-5:])
 
 
 def test_results_do_not_depend_on_the_number_of_threads(random_tensor):
@@ -173,7 +186,7 @@ def test_results_do_not_depend_on_the_number_of_threads(random_tensor):
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            results = AttentionPull.apply(0.3, True, *args)
+            results = AttentionPull.apply(0.3, True, *args, kept_of(*args[1:3], True))
             found.append([*results, *torch.autograd.grad(sum(r.sin().sum() for r in results), args)])
     finally:
         torch.set_num_threads(threads)

@@ -42,20 +42,21 @@ class Attention(Rule):
         scale: float | None = None,
     ):
         scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-        if attn_mask is None and dropout_p == 0 and _has_kernel(query, key, value):
+        by_kernel = attn_mask is None and _has_kernel(query, key, value)
+        if by_kernel and dropout_p == 0:
             out = F.scaled_dot_product_attention(query, key, value, is_causal=is_causal, scale=scale)
-            return out, (query, key, value, None, scale, None, is_causal)
+            return out, (query, key, value, None, scale, None, is_causal, by_kernel)
         p = _probabilities(scale * (query @ key.mT), attn_mask, is_causal)
         if dropout_p > 0:
             kept = F.dropout(torch.ones_like(p), dropout_p)  # the draw that torch's own attention makes on CPUs
-            return (p * kept) @ value, (query, key, value, p, scale, kept, is_causal)
+            return (p * kept) @ value, (query, key, value, p, scale, kept, is_causal, by_kernel)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask, 0.0, is_causal, scale=scale)
-        return out, (query, key, value, p, scale, None, is_causal)
+        return out, (query, key, value, p, scale, None, is_causal, by_kernel)
 
     def vjp(self, saved, cotangent, stacked, needs):
-        query, key, value, p, scale, kept, is_causal = saved
-        if p is None and not stacked and cotangent.dtype is value.dtype and records(cotangent, query, key, value):
-            return attention_pull(cotangent, query, key, value, scale, is_causal)
+        query, key, value, _, scale, kept, is_causal, by_kernel = saved
+        if by_kernel and not stacked and cotangent.dtype is value.dtype and records(cotangent, query, key, value):
+            return attention_pull(cotangent, query, key, value, kept, scale, is_causal)
         p = _weights(saved)
         to_scores = scale * softmax_product(p, -1, _dropped(cotangent @ value.mT, kept), stacked)
         return (
@@ -110,7 +111,7 @@ def _has_kernel(query: Tensor, key: Tensor, value: Tensor) -> bool:
 
 def _weights(saved: tuple) -> Tensor:
     """P."""
-    query, key, _, p, scale, _, is_causal = saved
+    query, key, _, p, scale, _, is_causal, _ = saved
     return _probabilities(scale * (query @ key.mT), None, is_causal) if p is None else p
 
 
