@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fisherkernels.ops import backends
+from fisherkernels.ops._library import on_native_cpu
 from fisherkernels.ops._mlp_plain import CURVED, SWEEP_ACTIVATIONS
 from fisherkernels.transforms import for_graph, records
 
@@ -115,7 +115,7 @@ class SweptChain:
 
     def run(self, x: Tensor) -> int | None:
         """How many of its steps were swept, from the first on; None where those behind need not be tried either."""
-        if not (_on_native_cpu(x) and torch.is_grad_enabled()):
+        if not (on_native_cpu(x) and torch.is_grad_enabled()):
             return None
         self._build()
         if not (pays([piece.role for piece in self.pieces]) and self._fit(x) and records(x, *self.parameters)):
@@ -232,7 +232,7 @@ class NormSweep(NamedTuple):
 
 def norm_in_graph(rules: tuple[str, ...], calls: list[tuple[tuple, dict]], at: int, x: Tensor) -> NormSweep | None:
     """The norm at a position of a chain, where its operators are for graphs too; None where there is none."""
-    if rules[at] not in _NORMS or not (_on_native_cpu(x) and for_graph() and has_maps(x)):
+    if rules[at] not in _NORMS or not (on_native_cpu(x) and for_graph() and has_maps(x)):
         return None
     found = norm_at(rules, calls, at)
     if found is None:
@@ -277,7 +277,3 @@ def linear_pad(pad: Any, mode: str = "constant", value: float | None = None) -> 
 def _channels_last(t: Tensor) -> bool:
     """Torch's own kernels keep this order; ours would not."""
     return t.dim() > 3 and t.stride(1) == 1 and not t.is_contiguous()
-
-
-def _on_native_cpu(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and backends()["cpu"].active

@@ -91,3 +91,8 @@ def use_twins() -> Iterator[None]:
         yield
     finally:
         override._destroy()
+
+
+def on_native_cpu(t: torch.Tensor) -> bool:
+    """Whether the native CPU library has kernels in full precision for this tensor's device and dtype."""
+    return t.device.type == "cpu" and t.dtype in (torch.float32, torch.float64) and backends()["cpu"].active

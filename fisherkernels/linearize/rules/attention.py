@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fisherkernels.ops import backends
 from fisherkernels.ops._attention_operators import attention_pull
+from fisherkernels.ops._library import on_native_cpu
 from fisherkernels.transforms import plainly_eager, records
 
 from .base import Rule
@@ -105,8 +105,7 @@ class Attention(Rule):
 def _has_kernel(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether products are left to :func:`attention_pull`, which makes P again."""
     alike = query.shape[:-2] == key.shape[:-2] == value.shape[:-2] and query.dtype is key.dtype is value.dtype
-    native = query.device.type == "cpu" and query.dtype in (torch.float32, torch.float64) and backends()["cpu"].active
-    return native and alike and query.dim() > 1 and plainly_eager() and records(query, key, value)
+    return on_native_cpu(query) and alike and query.dim() > 1 and plainly_eager() and records(query, key, value)
 
 
 def _weights(saved: tuple) -> Tensor:

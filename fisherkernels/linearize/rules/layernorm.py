@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fisherkernels.ops import backends
 from fisherkernels.ops._layer_norm_operators import LayerNormPull
+from fisherkernels.ops._library import on_native_cpu
 from fisherkernels.transforms import plainly_eager, records
 
 from .base import Layer
@@ -55,8 +55,7 @@ class LayerNorm(GroupNorm):
 
 def _has_kernel(input: Tensor, weight: Tensor | None, cotangent: Tensor) -> bool:
     given = [t for t in (cotangent, input, weight) if t is not None]
-    native = input.device.type == "cpu" and input.dtype in (torch.float32, torch.float64) and backends()["cpu"].active
-    return native and all(t.dtype is input.dtype for t in given) and plainly_eager() and records(*given)
+    return on_native_cpu(input) and all(t.dtype is input.dtype for t in given) and plainly_eager() and records(*given)
 
 
 RULES = {"layer_norm": LayerNorm()}
